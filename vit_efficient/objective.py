@@ -1,0 +1,70 @@
+"""The objective seam: what a step minimises. An objective returns gradients, because only it knows how many passes a
+step has; `predictions` names the outputs that an evaluation scores.
+"""
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from vit_efficient.limits import Rate
+from vit_efficient.phases import Phase
+
+
+class Aux(NamedTuple):
+    """What a step learns besides the loss: metrics as `(sum, count)`, the model's collections after the pass, and
+    signals for a topology update."""
+    metrics: dict = {}
+    collections: dict = {}
+    signals: dict = {}
+
+
+class Objective(NamedTuple):
+    """`gradients(params, fixed, batch, key) -> ((loss, Aux), gradients)`;
+    `predictions(forward, params, fixed, images) -> {name: logits [B, K]}`; `needs` lists the knobs of the model that
+    it uses."""
+    gradients: Callable
+    predictions: Callable
+    needs: tuple[str, ...] = ()
+
+
+def one_classifier(forward: Callable, params: dict, fixed: dict, images: jax.Array) -> dict[str, jax.Array]:
+    """The predictions of a model with one output."""
+    return {"": forward(params, fixed, images, None)[0]}
+
+
+def soft_targets(label: jax.Array, num_classes: int, smoothing: float) -> jax.Array:
+    """Smoothed one-hot labels: int [B] -> float32 [B, K], off `smoothing/K`, on `1 - smoothing + smoothing/K`;
+    labels that are distributions already [B, K] pass through unchanged (they were smoothed when they were mixed)."""
+    if label.ndim == 2:
+        return label
+    return optax.smooth_labels(jax.nn.one_hot(label, num_classes), smoothing)
+
+
+def hits(logits: jax.Array, label: jax.Array, k: int = 1) -> jax.Array:
+    """float32 [B]: 1 where the label (the likeliest class of a mixed one) is among the `k` largest logits."""
+    label = label if label.ndim == 1 else label.argmax(-1)
+    own = jnp.take_along_axis(logits, label[:, None], -1)
+    # Ties count against the model: constant logits must not score.
+    higher = (logits >= own).sum(-1) - 1
+    return (higher < k).astype(jnp.float32)
+
+
+def supervised(forward: Callable, phase: Phase, teacher, *, label_smoothing: Rate = 0.0) -> Objective:
+    """Soft cross-entropy, mean over the batch in float32 (spec of every recipe): -sum_k y_k log softmax(z)_k.
+
+    Integer labels are smoothed by `label_smoothing`; a distilled model's two outputs share the labels.
+    """
+    def loss(params, fixed, batch, key):
+        outputs, collections = forward(params, fixed, batch["image"], key)
+        heads = outputs if isinstance(outputs, tuple) else (outputs,)
+        target = soft_targets(batch["label"], heads[0].shape[-1], label_smoothing)
+        each = sum(optax.softmax_cross_entropy(head, target) for head in heads) / len(heads)
+        right = hits(heads[0], batch["label"])
+        metrics = {"loss": (each.sum(), each.size), "top1": (right.sum(), right.size)}
+        return each.mean(), Aux(metrics, collections)
+    return Objective(jax.value_and_grad(loss, has_aux=True), one_classifier)
+
+
+VARIANTS = {"supervised": supervised}

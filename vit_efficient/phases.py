@@ -1,0 +1,69 @@
+"""The phase seam: which static setting and which examples a step has. Every phase is one compiled program.
+
+The loop, the loader, the plan and the benchmark ask the same two functions of the step number, so a resumed run is in
+the right phase by itself. ("Schedule" means the learning rate.)
+"""
+from collections.abc import Callable
+from typing import NamedTuple
+
+
+class Phase(NamedTuple):
+    """A static setting, hashable: tuples of (key, value) for the model's knobs and the data."""
+    model: tuple = ()
+    objective: str = "train"
+    data: tuple = ()
+    topology: bool = False
+
+
+class Position(NamedTuple):
+    """Which examples a step holds: those of pass `epoch` from its `first` on, each `crops` times (crop-major)."""
+    epoch: int
+    first: int
+    crops: int = 1
+
+
+class Length(NamedTuple):
+    """A run in examples and epochs; steps are optimiser steps and an incomplete last batch is left out."""
+    examples: int
+    batch_size: int
+    epochs: float
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.examples // self.batch_size
+
+    @property
+    def total(self) -> int:
+        """Steps of the whole run, rounded half up."""
+        return int(self.epochs * self.steps_per_epoch + 0.5)
+
+
+class Phases(NamedTuple):
+    """`scalars` are functions of the traced step that the forward function gets as keyword arguments."""
+    total: int
+    phase_at: Callable[[int], Phase]
+    position: Callable[[int], Position]
+    scalars: dict[str, Callable] = {}
+
+    def distinct(self) -> dict[Phase, int]:
+        """Every phase of the run and the first step that is in it, in order."""
+        first: dict[Phase, int] = {}
+        for step in range(self.total):
+            first.setdefault(self.phase_at(step), step)
+        return first
+
+
+def plain_position(length: Length) -> Callable[[int], Position]:
+    """One pass after the other, every example once a pass."""
+    def position(step: int) -> Position:
+        epoch, inside = divmod(step, length.steps_per_epoch)
+        return Position(epoch, inside * length.batch_size)
+    return position
+
+
+def constant(length: Length, model) -> Phases:
+    """One phase from the first step to the last."""
+    return Phases(length.total, lambda step: Phase(), plain_position(length))
+
+
+VARIANTS = {"constant": constant}
