@@ -46,8 +46,8 @@ def hits(logits: jax.Array, label: jax.Array, k: int = 1) -> jax.Array:
     """float32 [B]: 1 where the label (the likeliest class of a mixed one) is among the `k` largest logits."""
     label = label if label.ndim == 1 else label.argmax(-1)
     own = jnp.take_along_axis(logits, label[:, None], -1)
-    # Ties count against the model: constant logits must not score.
-    higher = (logits >= own).sum(-1) - 1
+    # Ties and undefined logits count against the model: neither constants nor NaN may score.
+    higher = logits.shape[-1] - 1 - (logits < own).sum(-1)
     return (higher < k).astype(jnp.float32)
 
 
