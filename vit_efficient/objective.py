@@ -29,6 +29,23 @@ class Objective(NamedTuple):
     needs: tuple[str, ...] = ()
 
 
+def bind(model, phase: Phase, scalars: dict[str, Callable]) -> Callable:
+    """The forward function that an objective gets: `(params, fixed, images, key, **knobs) -> (outputs, collections)`.
+
+    The phase's static knobs and the step's scalars (functions of the traced step) are in it. With a key it is a
+    training pass, with `None` an evaluation, which changes no collection.
+    """
+    def forward(params, fixed, images, key, **knobs):
+        traced = {name: at(fixed["step"]) for name, at in scalars.items()}
+        collections = fixed["collections"]
+        outputs, changed = model.apply(
+            {"params": params, **collections}, images, train=key is not None,
+            rngs=None if key is None else {"dropout": key}, mutable=[] if key is None else list(collections),
+            **(dict(phase.model) | traced | knobs))
+        return outputs, {**collections, **changed}
+    return forward
+
+
 def one_classifier(forward: Callable, params: dict, fixed: dict, images: jax.Array) -> dict[str, jax.Array]:
     """The predictions of a model with one output."""
     return {"": forward(params, fixed, images, None)[0]}

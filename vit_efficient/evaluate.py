@@ -1,0 +1,108 @@
+"""Evaluation: every example exactly once, for any batch size, on any number of devices and hosts."""
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+import optax
+
+from vit_efficient import objective as objectives, sharding, state as states
+from vit_efficient.checkpoint import read_weights
+from vit_efficient.data.loader import evaluation_batches
+from vit_efficient.limits import Count, Positive
+from vit_efficient.phases import Phase
+from vit_efficient.run import Run, assemble
+
+
+def scores(logits: jax.Array, batch: dict) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """Sums over the images of weight 1 and their count: loss (float32, nats), top1, top5; logits [B, K]."""
+    weight = batch["weight"]
+    target = objectives.soft_targets(batch["label"], logits.shape[-1], 0.0)
+    each = {"loss": optax.softmax_cross_entropy(logits.astype(jnp.float32), target),
+            "top1": objectives.hits(logits, batch["label"]), "top5": objectives.hits(logits, batch["label"], 5)}
+    # A padded image may have any loss, also an infinite one: it is left out, not multiplied by zero.
+    return {name: (jnp.where(weight > 0, value, 0).sum(), weight.sum()) for name, value in each.items()}
+
+
+def make_program(run: Run, phase: Phase) -> Callable:
+    """`(weights, batch) -> {prediction: {metric: (sum, count)}}`, jitted: `weights` as of `state.weights`."""
+    predictions = run.objective(phase).predictions
+    forward = objectives.bind(run.model, phase, run.phases.scalars)
+
+    @jax.jit
+    def program(weights: dict, step: jax.Array, batch: dict) -> dict:
+        batch = run.augment.normalize(batch)
+        fixed = {"collections": weights["collections"], "step": step}
+        outputs = predictions(forward, weights["params"], fixed, batch["image"])
+        return {name: scores(logits, batch) for name, logits in outputs.items()}
+    return program
+
+
+class Validation:
+    """Scores weights on a split; its compiled programs are kept from one call to the next."""
+
+    def __init__(self, run: Run, split: str, *, every_epochs: Positive = 1.0, batch_size: Count | None = None):
+        self.run, self.source = run, getattr(run.data, split)
+        self.batch_size = batch_size or run.config.batch_size
+        sharding.check_batch(run.mesh, "validation.batch_size", self.batch_size)
+        self.every_steps = max(round(every_epochs * run.length.steps_per_epoch), 1)
+        self._programs: dict[Phase, Callable] = {}
+
+    def due(self, step: int) -> bool:
+        """True after the steps that an evaluation follows: every so many, and the last."""
+        return step % self.every_steps == 0 or step == self.run.phases.total
+
+    def __call__(self, fields: dict, step: int, phase: Phase = Phase()) -> dict[str, float]:
+        """Means over the split: `top1`, `top5`, `loss` of the raw weights and `..._ema` of the averaged ones, at the
+        run's last setting and, where that of `phase` is another, also at its own: `..._stride16`."""
+        last = self.run.phases.phase_at(self.run.phases.total - 1)
+        settings = {"": Phase(model=last.model)}
+        if phase.model and phase.model != last.model:
+            name, value = phase.model[0]
+            settings[f"_{name}{value}"] = Phase(model=phase.model)
+        kinds = ("raw", "ema") if fields["ema"] else ("raw",)
+        asked = {(kind, label): states.weights(fields, kind) for kind in kinds for label in settings}
+        sums: dict = {}
+        for batch in evaluation_batches(self.source, self.run.augment, self.run.image_size, self.batch_size,
+                                        sharding.batch_sharding(self.run.mesh)):
+            for (kind, label), weights in asked.items():
+                out = self._program(settings[label])(weights, jnp.int32(step), batch)
+                key = kind, label
+                sums[key] = jax.tree.map(jnp.add, sums[key], out) if key in sums else out
+        result = {}
+        for (kind, label), named in jax.device_get(sums).items():
+            for prediction, metrics in named.items():
+                for metric, (total, count) in metrics.items():
+                    suffix = label + ("_ema" if kind == "ema" else "") + (f"_{prediction}" if prediction else "")
+                    result[metric + suffix] = float(total / count)
+        return result
+
+    def _program(self, phase: Phase) -> Callable:
+        if phase not in self._programs:
+            self._programs[phase] = make_program(self.run, phase)
+        return self._programs[phase]
+
+
+def table(values: dict[str, float]) -> str:
+    """Scores a line each: `top-1 98.6 %`."""
+    def row(name: str, value: float) -> str:
+        metric, _, rest = name.partition("_")
+        label = " ".join((metric.replace("top", "top-"), *rest.split("_"))).strip()
+        return f"{label} {100 * value:.1f} %" if metric.startswith("top") else f"{label} {value:.4f}"
+    return "\n".join(row(*item) for item in sorted(values.items(), key=lambda item: not item[0].startswith("top1")))
+
+
+def evaluate(config: ConfigDict, workdir: Path, *, split: Literal["train", "val"] = "val",
+             weights: str = "best") -> dict[str, float]:
+    """Scores a checkpoint of `workdir` (its best or latest one, or a step) on a split, without augmentation.
+
+    Prints the table and returns it; nothing is written. Raises ValueError where there is no such checkpoint.
+    """
+    run = assemble(config)
+    step, fields = read_weights(workdir, weights, run.abstract_state())
+    values = Validation(run, split, **config.validation)(fields, step)
+    print(f"{config.model.name}, step {step}, {len(getattr(run.data, split))} images of {split}\n{table(values)}")
+    return values
