@@ -1,0 +1,51 @@
+"""Supervised loss, labels and hits, against slow obvious forms."""
+from hypothesis import given, strategies as st
+import jax.numpy as jnp
+import numpy as np
+
+from vit_efficient import objective
+from vit_efficient.phases import Phase
+
+
+def forward(params, fixed, images, key):
+    return params["logits"], {}
+
+
+def gradients(logits, label, smoothing):
+    made = objective.supervised(forward, Phase(), None, label_smoothing=smoothing)
+    return made.gradients({"logits": jnp.asarray(logits)}, {"collections": {}}, {"image": None, "label": label}, None)
+
+
+@given(st.floats(0, 0.9), st.integers(0, 99))
+def test_smoothed_cross_entropy_and_its_gradient(smoothing, seed):
+    rng = np.random.default_rng(seed)
+    logits, label = rng.normal(size=(6, 5)).astype(np.float32), rng.integers(0, 5, 6)
+    (loss, aux), grads = gradients(logits, jnp.asarray(label), smoothing)
+    target = np.full((6, 5), smoothing / 5)
+    target[np.arange(6), label] += 1 - smoothing
+    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    np.testing.assert_allclose(loss, -(target * np.log(p)).sum(-1).mean(), rtol=2e-5)
+    np.testing.assert_allclose(grads["logits"], (p - target) / 6, atol=2e-6)
+    assert aux.metrics["top1"][0] == (logits.argmax(-1) == label).sum()
+
+
+def test_mixed_labels_are_not_smoothed_again():
+    label = jnp.array([[0.3, 0.7, 0.0]])
+    (loss, _), _ = gradients(np.zeros((1, 3), np.float32), label, 0.5)
+    np.testing.assert_allclose(loss, np.log(3), rtol=1e-6)
+    assert objective.soft_targets(label, 3, 0.5) is label
+
+
+@given(st.integers(0, 99), st.integers(1, 5))
+def test_hits_are_the_k_largest(seed, k):
+    rng = np.random.default_rng(seed)
+    logits, label = rng.permutation(40).reshape(8, 5).astype(np.float32), rng.integers(0, 5, 8)
+    expected = [label[i] in np.argsort(-logits[i])[:k] for i in range(8)]
+    assert objective.hits(jnp.asarray(logits), jnp.asarray(label), k).tolist() == expected
+
+
+def test_constant_and_undefined_logits_score_nothing():
+    label = jnp.array([0, 1])
+    assert not objective.hits(jnp.zeros((2, 3)), label).any()
+    assert not objective.hits(jnp.full((2, 3), jnp.nan), label).any()
+    assert not objective.hits(jnp.array([[jnp.nan, 0.0, 0.0], [0.0, jnp.nan, 0.0]]), label).any()
