@@ -79,8 +79,7 @@ def supervised(forward: Callable, phase: Phase, teacher, *, label_smoothing: Rat
         target = soft_targets(batch["label"], heads[0].shape[-1], label_smoothing)
         each = sum(optax.softmax_cross_entropy(head, target) for head in heads) / len(heads)
         right = hits(heads[0], batch["label"])
-        metrics = {"loss": (each.sum(), each.size), "top1": (right.sum(), right.size)}
-        return each.mean(), Aux(metrics, collections)
+        return each.mean(), Aux({"top1": (right.sum(), right.size)}, collections)
     return Objective(jax.value_and_grad(loss, has_aux=True), one_classifier)
 
 
