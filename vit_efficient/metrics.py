@@ -45,7 +45,8 @@ class Writer:
             self._path = workdir / "metrics.jsonl"
             rewrite(self._path, [record for record in read(self._path) if record["step"] <= start])
             self._file = self._path.open("a", encoding="utf-8")
-            self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
+            self._events = SummaryWriter(
+                str(workdir / "tensorboard"), purge_step=start + 1, filename_suffix=f".{start:012}")
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Stores finite numbers; what is not finite stands as `null` in the file and is left out of TensorBoard."""
