@@ -1,0 +1,225 @@
+"""As-ViT (ICLR 2022): a searched four-stage ViT whose stem's stride and dilation set the number of tokens.
+
+Spec asvit.md sections 2 to 4 and 8.2. Parameters carry the official names; every tokenization shares them.
+"""
+from functools import partial
+from typing import ClassVar
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from vit_efficient.asvit import topology
+from vit_efficient.asvit.topology import Topology
+from vit_efficient.layers.attention import Attention
+from vit_efficient.layers.blocks import drop_path, linear_rates, run_blocks
+from vit_efficient.layers.mlp import Mlp
+from vit_efficient.layers.norm import LayerNorm
+from vit_efficient.layers.patch import conv, tokens
+from vit_efficient.layers.position import resize_table
+from vit_efficient.limits import Count, Positive, Rate
+
+EPSILON = 1e-5
+
+
+def auto_dilation(kernel: int, stride: int) -> int:
+    """The dilation with which the stem's kernel covers as many strides as at stride 4 (spec 8.2)."""
+    return max(1, (kernel * stride // 4 - 1) // (kernel - 1))
+
+
+def same_padding(side: int, kernel: int, stride: int, dilation: int = 1) -> tuple[int, int]:
+    """Zeros before and after an axis of `side`, so that `ceil(side / stride)` outputs fit (TensorFlow's SAME)."""
+    extent = (kernel - 1) * dilation + 1
+    total = max((-(-side // stride) - 1) * stride + extent - side, 0)
+    return total // 2, total - total // 2
+
+
+def grid_sides(side: int, stride: int) -> tuple[int, ...]:
+    """Sides of the four token grids of an image of `side` pixels, when the stem has that stride."""
+    sides = [-(-side // stride)]
+    for _ in range(3):
+        sides.append(-(-sides[-1] // 2))
+    return tuple(sides)
+
+
+def largest_split(split: int, side: int) -> int:
+    """The windows a side that a coarser grid has: the largest divisor of `side` up to `split`."""
+    return next(n for n in range(min(split, side), 0, -1) if side % n == 0)
+
+
+def patches(grid: jax.Array, kernel: int) -> jax.Array:
+    """Patches at stride 2, zero-padded, channel first: [B, r, r, d] -> [B, ceil(r/2)^2, d * kernel^2] (spec 2.3)."""
+    r = grid.shape[1]
+    pad, out = same_padding(r, kernel, 2), -(-r // 2)
+    grid = jnp.pad(grid, ((0, 0), pad, pad, (0, 0)))
+    rows = [grid[:, i:i + 2 * out - 1:2, j:j + 2 * out - 1:2] for i in range(kernel) for j in range(kernel)]
+    return jnp.stack(rows, -1).reshape(grid.shape[0], out * out, -1)
+
+
+class Stem(nn.Module):
+    """Image [B, H, W, 3] -> tokens [B, N, C]: a convolution of any stride and dilation, then a norm (spec 2.1, 8.2)."""
+    width: int
+    kernel: int
+    norm: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, images: jax.Array, stride: int, dilation: int) -> jax.Array:
+        pad = same_padding(images.shape[1], self.kernel, stride, dilation)
+        x = tokens(conv(self.width, self.kernel, stride, pad, dilation, dtype=self.dtype)(images))
+        return LayerNorm(EPSILON, dtype=self.dtype, name="norm")(x) if self.norm else x
+
+
+class Block(nn.Module):
+    """Windowed attention and its MLPs: tokens [B, N, D] -> [B, N, D] (spec 2.2)."""
+    num_heads: int
+    split: int
+    mlp_ratio: int
+    num_mlps: int
+    qkv_bias: bool
+    qk_scale: float | None
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, rate: float | jax.Array, train: bool) -> jax.Array:
+        B, N, D = x.shape
+        side = round(N ** 0.5)
+        split = largest_split(self.split, side)
+        windows = LayerNorm(EPSILON, dtype=self.dtype, name="norm1")(x)
+        if split > 1:
+            windows = windows.reshape(B, split, side // split, split, side // split, D).swapaxes(2, 3)
+            windows = windows.reshape(B * split ** 2, -1, D)
+        out = Attention(self.num_heads, D // self.num_heads, self.qk_scale, self.qkv_bias, self.dtype,
+                        name="attn")(windows)
+        if split > 1:
+            out = out.reshape(B, split, split, side // split, side // split, D).swapaxes(2, 3).reshape(B, N, D)
+        x = x + drop_path(self, out, rate, train)
+        for m in range(self.num_mlps):
+            normed = LayerNorm(EPSILON, dtype=self.dtype, name=f"mlps_{m}_0")(x)
+            x = x + drop_path(self, Mlp(D * self.mlp_ratio, self.dtype, name=f"mlps_{m}_1")(normed), rate, train)
+        return x
+
+
+class Merge(nn.Module):
+    """Token merging between stages: [B, r^2, d] -> [B, ceil(r/2)^2, width] (spec 2.3).
+
+    The norm sees the padding's zeros, so the layer is no ordinary convolution.
+    """
+    width: int
+    kernel: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        side = round(x.shape[1] ** 0.5)
+        x = patches(x.reshape(x.shape[0], side, side, -1), self.kernel)
+        x = LayerNorm(EPSILON, dtype=self.dtype, name="norm")(x)
+        return nn.Dense(self.width, use_bias=False, dtype=self.dtype, kernel_init=nn.initializers.normal(0.02),
+                        name="reduction")(x)
+
+
+class Stage(nn.Module):
+    """Equal blocks on one grid, then (`merge = (width, kernel)`) the way into the next."""
+    block: dict
+    rates: tuple[float, ...]
+    merge: tuple[int, int] | None
+    scan: bool
+    remat: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
+        """Tokens -> (tokens of this grid, tokens for the next stage)."""
+        x = run_blocks(self, Block, dict(self.block), x, list(self.rates), train, scan=self.scan, remat=self.remat)
+        return x, Merge(*self.merge, self.dtype, name="downsample")(x) if self.merge else x
+
+
+class AsViT(nn.Module):
+    """Images [B, S, S, 3] -> logits float32 [B, K]; with `num_classes=0` the tanh vector [B, D].
+
+    `stride` and `dilation` (`None`: the auto rule) are the tokenization; (4, 1) is the official model. The position
+    table is stored once, for the grid at stride 4 and `image_size`, and averaged or resized for others.
+    """
+    arch: Topology
+    num_classes: int = 1000
+    image_size: int = 224
+    ape: bool = False
+    patch_norm: bool = True
+    qkv_bias: bool = True
+    qk_scale: float | None = None
+    num_mlps: tuple[int, ...] = (1, 1, 1, 1)
+    drop_path: float = 0.1
+    scan: bool = False
+    remat: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    knobs: ClassVar[tuple[str, ...]] = ("stride", "dilation")
+    no_decay: ClassVar[tuple[str, ...]] = ("absolute_pos_embed",)
+
+    def __call__(self, images: jax.Array, *, train: bool = False, stride: int = 4,
+                 dilation: int | None = None) -> jax.Array:
+        return self.features(images, train=train, stride=stride, dilation=dilation)["logits"]
+
+    @nn.compact
+    def features(self, images: jax.Array, *, train: bool = False, stride: int = 4,
+                 dilation: int | None = None) -> dict:
+        """`logits` [B, K]; `pooled_norm` [B, D], the head's input; `pooled_raw` [B, D], the same without the last norm
+        (what the training-free measurements use); `grids`, the four stages' outputs [B, r, r, d]."""
+        arch, init = self.arch, nn.initializers.normal(0.02)
+        x = Stem(arch.width, arch.kernels[0], self.patch_norm, self.dtype, name="patch_embed")(
+            images.astype(self.dtype), stride, dilation or auto_dilation(arch.kernels[0], stride))
+        if self.ape:
+            table = self.param("absolute_pos_embed", init, (1, (self.image_size // 4) ** 2, arch.width))
+            x = x + resize_table(table, round(x.shape[1] ** 0.5)).astype(self.dtype)
+        rates, grids = linear_rates(self.drop_path, sum(arch.depths)), []
+        for i, depth in enumerate(arch.depths):
+            block = dict(num_heads=arch.num_heads[i], split=arch.splits[i], mlp_ratio=arch.mlp_ratios[i],
+                         num_mlps=self.num_mlps[i], qkv_bias=self.qkv_bias, qk_scale=self.qk_scale, dtype=self.dtype)
+            merge = (arch.widths[i + 1], arch.kernels[i + 1]) if i < 3 else None
+            first = sum(arch.depths[:i])
+            grid, x = Stage(block, tuple(rates[first:first + depth]), merge, self.scan, self.remat, self.dtype,
+                            name=f"layers_{i}")(x, train)
+            side = round(grid.shape[1] ** 0.5)
+            grids.append(grid.reshape(-1, side, side, grid.shape[-1]))
+        x = x.astype(jnp.float32)                        # means over tokens and the classifier in float32
+        pooled = LayerNorm(EPSILON, name="norm")(x).mean(1)
+        out = jnp.tanh(nn.Dense(arch.widths[3], kernel_init=init, name="head_0")(pooled))
+        if self.num_classes:
+            out = nn.Dense(self.num_classes, kernel_init=init, name="head_2")(out)
+        return {"logits": out, "pooled_norm": pooled, "pooled_raw": x.mean(1), "grids": tuple(grids)}
+
+    def macs(self, *, stride: int = 4, dilation: int | None = None) -> dict[str, int]:
+        """Multiply-adds of one image by part, as the official counter counts them (spec 3)."""
+        arch = self.arch
+        sides = grid_sides(self.image_size, stride)
+        counts = {"patch_embed": sides[0] ** 2 * arch.width * (3 * arch.kernels[0] ** 2 + 1)}
+        for i, (r, d, h, depth) in enumerate(zip(sides, arch.widths, arch.num_heads, arch.depths)):
+            n, inner, window = r * r, d // h * h, r // largest_split(arch.splits[i], r)
+            block = (n * d * 3 * inner + 2 * n * window ** 2 * inner + n * inner * d
+                     + self.num_mlps[i] * 2 * n * d * d * arch.mlp_ratios[i])
+            merge = sides[i + 1] ** 2 * arch.kernels[i + 1] ** 2 * d * arch.widths[i + 1] if i < 3 else 0
+            counts[f"layers_{i}"] = depth * block + merge
+        D = arch.widths[3]
+        # The official counter sees two average poolings, one for each of the pooled vectors.
+        return counts | {"pool": 2 * (sides[3] ** 2 + 1) * D, "head_0": D * D, "head_2": D * self.num_classes}
+
+
+def asvit(num_classes: int = 1000, image_size: int = 224, dtype: str = "float32", *, arch: str, ape: bool = False,
+          patch_norm: bool = True, qkv_bias: bool = True, qk_scale: Positive | None = None,
+          num_mlps: tuple[Count, Count, Count, Count] = (1, 1, 1, 1), drop_path: Rate = 0.1, scan: bool = False,
+          remat: bool = False) -> AsViT:
+    """As-ViT of any architecture string; the options are the official constructor's (spec 2). `ape` adds the position
+    table that the published accuracies very probably had (spec 3); search and growth go without."""
+    parsed = topology.parse(arch)
+    topology.check_grid(arch, parsed.splits, image_size)
+    return AsViT(parsed, num_classes, image_size, ape, patch_norm, qkv_bias, qk_scale, tuple(num_mlps), drop_path, scan,
+                 remat, jnp.dtype(dtype))
+
+
+VARIANTS = {
+    "asvit": asvit,
+    "asvit_tiny": partial(asvit, arch="4,2,2,1|2,1,2,1|2,1,2,2|2,1,2,1|32,32", ape=True),     # for 32 x 32 images
+    "asvit_small": partial(asvit, arch="8,2,3,3|4,1,2,1|4,1,4,4|4,1,6,2|32,88", ape=True),
+    "asvit_base": partial(asvit, arch="8,2,3,3|4,1,2,1|4,1,4,5|4,1,6,2|32,116", ape=True),
+    "asvit_large": partial(asvit, arch="8,2,3,5|4,1,2,2|4,1,4,5|4,1,6,2|32,180", ape=True),
+}

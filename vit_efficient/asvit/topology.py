@@ -1,0 +1,78 @@
+"""As-ViT's architecture strings (spec asvit.md 1): `K1,S1,E1[,L1]|K2,S2,E2[,L2]|K3,..|K4,..|H[,C]`."""
+from typing import NamedTuple
+
+MAX_WIDTH = 1024        # a part of the model: As-ViT-Large runs into it
+
+
+class Topology(NamedTuple):
+    """Kernel, split, MLP ratio and depth of each of the four stages; heads of the last stage; width of the first."""
+    kernels: tuple[int, ...]
+    splits: tuple[int, ...]
+    mlp_ratios: tuple[int, ...]
+    depths: tuple[int, ...]
+    heads: int
+    width: int
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each stage."""
+        return tuple(min(MAX_WIDTH, self.width * 2 ** i) for i in range(4))
+
+    @property
+    def num_heads(self) -> tuple[int, ...]:
+        """Heads of each stage."""
+        return tuple(self.heads // 8 * 2 ** i for i in range(4))
+
+    def __str__(self) -> str:
+        stages = zip(self.kernels, self.splits, self.mlp_ratios, self.depths)
+        return "|".join(",".join(map(str, stage)) for stage in stages) + f"|{self.heads},{self.width}"
+
+
+def parse(arch: str) -> Topology:
+    """The topology of a string. Without any depth all are 1, without a width it is 32, as in the official code.
+
+    Raises ValueError naming the string, the field and what it may be (spec asvit.md 13).
+    """
+    def wrong(text: str):
+        return ValueError(f"model.arch = {arch}: {text}; the form is K,S,E[,L]|K,S,E[,L]|K,S,E[,L]|K,S,E[,L]|H[,C]")
+
+    fields = arch.split("|")
+    if len(fields) != 5:
+        raise wrong(f"{len(fields)} fields between bars, there must be 4 stages and a last field")
+    numbers = []
+    for i, field in enumerate(fields):
+        where = f"stage {i + 1}" if i < 4 else "the last field"
+        parts = field.split(",")
+        if not all(part.isascii() and part.isdigit() and int(part) for part in parts):
+            raise wrong(f"{where} is {field!r}, its parts must be whole numbers of at least 1")
+        if len(parts) not in ((3, 4) if i < 4 else (1, 2)):
+            raise wrong(f"{where} is {field!r}, it has {'3 or 4' if i < 4 else '1 or 2'} parts")
+        numbers.append([int(part) for part in parts])
+    *stages, last = numbers
+    if len({len(stage) for stage in stages}) > 1:
+        raise wrong("some stages have a depth L and some do not, give all or none")
+    kernels, splits, ratios, depths = zip(*(stage if len(stage) == 4 else [*stage, 1] for stage in stages))
+    made = Topology(kernels, splits, ratios, depths, last[0], last[1] if len(last) == 2 else 32)
+    if kernels[0] < 4:
+        raise wrong(f"K1 = {kernels[0]}, a kernel below the stride of 4 drops pixels")
+    if min(kernels[1:]) < 2:
+        raise wrong(f"K{2 + kernels[1:].index(min(kernels[1:]))} = {min(kernels[1:])}, a merging kernel is at least 2")
+    if made.heads % 8:
+        raise wrong(f"H = {made.heads}, it must be a multiple of 8 (stage 1 has H / 8 heads)")
+    for i, (heads, width) in enumerate(zip(made.num_heads, made.widths)):
+        if heads > width:
+            raise wrong(f"stage {i + 1} has {heads} heads for {width} channels")
+    return made
+
+
+def check_grid(arch: str, splits: tuple[int, ...], image_size: int) -> None:
+    """Raises ValueError unless the four grids of the finest tokenization are whole and divided by their splits."""
+    if image_size % 32:
+        near = max(round(image_size / 32), 1) * 32
+        raise ValueError(f"data.image_size = {image_size}: As-ViT needs a multiple of 32, the nearest is {near}")
+    for i, split in enumerate(splits):
+        side = image_size // (4 * 2 ** i)
+        if side % split:
+            allowed = [n for n in range(1, side + 1) if side % n == 0]
+            raise ValueError(f"model.arch = {arch}: stage {i + 1} has a grid of {side} x {side} at data.image_size = "
+                             f"{image_size}, a split of {split} does not divide it; allowed: {allowed}")

@@ -1,0 +1,47 @@
+"""Stacks of equal blocks: stochastic depth, rematerialisation, and a scan in place of an unrolled loop."""
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+
+def drop_path(module: nn.Module, branch: jax.Array, rate: jax.Array | float, train: bool) -> jax.Array:
+    """Stochastic depth: drops a residual branch [B, ...] whole for a sample with probability `rate`, and divides the
+    kept ones by `1 - rate`. The identity in evaluation and at rate 0."""
+    if not train or isinstance(rate, float) and rate == 0:
+        return branch
+    keep = 1 - rate
+    kept = jax.random.bernoulli(module.make_rng("dropout"), keep, (branch.shape[0],) + (1,) * (branch.ndim - 1))
+    return jnp.where(kept, branch / jnp.asarray(keep, branch.dtype), jnp.zeros((), branch.dtype))
+
+
+def linear_rates(last: float, depth: int) -> list[float]:
+    """The drop-path rates of all blocks of a model: linear from 0 in the first to `last` in the last one."""
+    return [last * i / max(depth - 1, 1) for i in range(depth)]
+
+
+def run_blocks(parent: nn.Module, block_type: type[nn.Module], fields: dict, x: jax.Array, rates: list[float],
+               train: bool, *, scan: bool = False, remat: bool = False) -> jax.Array:
+    """Runs the blocks `blocks_0` ... of `parent`, one a rate: `block_type(**fields)(x, rate, train) -> x`.
+
+    Each block's parameters are stored under its own name. `scan` stacks them inside the step and compiles one block
+    (faster to compile, and faster on a CPU; a TPU prefers the unrolled loop); `remat` computes a block again in the
+    backward pass instead of keeping its activations.
+    """
+    names = [f"blocks_{i}" for i in range(len(rates))]
+    if parent.is_initializing() or not scan or len(names) == 1:
+        made = nn.remat(block_type, static_argnums=(2, 3)) if remat else block_type
+        for name, rate in zip(names, rates):
+            x = made(**fields, name=name)(x, rate, train)
+        return x
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(parent.variables["params"][name] for name in names))
+    block = block_type(**fields, parent=None)
+    keys = jax.random.split(parent.make_rng("dropout"), len(names)) if train and any(rates) else None
+
+    def body(x, inputs):
+        weights, rate, key = inputs
+        if key is None:
+            return block.apply({"params": weights}, x, 0.0, False), None
+        return block.apply({"params": weights}, x, rate, True, rngs={"dropout": key}), None
+
+    body = jax.checkpoint(body, prevent_cse=False) if remat else body
+    return jax.lax.scan(body, x, (stacked, jnp.array(rates), keys))[0]
