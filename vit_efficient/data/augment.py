@@ -8,7 +8,7 @@ import jax
 from vit_efficient.data import device as on, host
 from vit_efficient.limits import Fraction, Range
 
-Share = Annotated[float, Range(0, 1, above=True)]
+_Portion = Annotated[float, Range(0, 1, above=True)]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -24,7 +24,7 @@ class Augment(NamedTuple):
 def make_augment(*, crop: Literal["random_resized", "resize"] = "random_resized",
                  scale: tuple[float, float] = (0.08, 1.0), ratio: tuple[float, float] = (3 / 4, 4 / 3),
                  flip: Fraction = 0.5, interpolation: Literal["bicubic", "bilinear", "random"] = "bicubic",
-                 eval_crop: Share = 0.875, mean: tuple[float, float, float] = IMAGENET_MEAN,
+                 eval_crop: _Portion = 0.875, mean: tuple[float, float, float] = IMAGENET_MEAN,
                  std: tuple[float, float, float] = IMAGENET_STD, device: tuple[str, ...] = ("normalize",)) -> Augment:
     """Random resized crop and flip as torchvision, resize and centre crop for evaluation (bicubic if "random").
 
