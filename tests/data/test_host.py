@@ -70,6 +70,11 @@ def test_boxes_that_never_fit(shape, box):
     assert host.crop_box(*shape, scale, (3 / 4, 4 / 3), np.random.default_rng(0)) == box
 
 
+def test_a_box_has_at_least_one_pixel():
+    assert host.crop_box(1, 3, (1.0, 1.0), (5.0, 6.0), np.random.default_rng(0)) == (0, 0, 1, 3)
+    assert host.crop_box(3, 1, (1.0, 1.0), (1 / 6, 1 / 5), np.random.default_rng(0)) == (0, 0, 3, 1)
+
+
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 def test_training_image_is_pillows(interpolation):
     image, flips = photo(120, 90), 0

@@ -87,8 +87,8 @@ class Batches(Iterator):
         try:
             return self._ready.get(timeout=SLOW_SECONDS)
         except queue.Empty:
-            logging.warning("Waiting for a batch of %s since %.1f seconds: the host prepares images more slowly than "
-                            "the devices use them (loader.workers, loader.threads).", self._source, SLOW_SECONDS)
+            logging.warning("Waited more than %.1f seconds for a batch of %s: the host prepares images more slowly "
+                            "than the devices use them (loader.workers, loader.threads).", SLOW_SECONDS, self._source)
         return self._ready.get()
 
     def close(self):
