@@ -11,7 +11,8 @@ from vit_efficient.data.sources import Arrays
 from vit_efficient.phases import Length, Phase, Phases, Position, constant
 
 RNG = np.random.RandomState(0)
-SOURCE = Arrays(RNG.randint(0, 256, (41, 8, 8, 3), np.uint8), RNG.randint(0, 5, 41), tuple("abcde"), "noise")
+SOURCE = Arrays(RNG.randint(0, 256, (41, 8, 8, 3), np.uint8), RNG.randint(0, 5, 41),
+                tuple("abcde"), "noise")
 AUGMENT = make_augment()
 PHASES = constant(Length(41, 8, 3), None)
 
@@ -32,10 +33,12 @@ def test_training_batches_follow_the_order():
         batch, (epoch, inside) = batches[step], divmod(step, 5)
         for row in range(8):
             example = int(order.shuffled(np.array(inside * 8 + row), 41, 3, epoch))
-            expected = AUGMENT.train(SOURCE.images[example], 12, order.generator(3, epoch, example, 0))
+            rng = order.generator(3, epoch, example, 0)
+            expected = AUGMENT.train(SOURCE.images[example], 12, rng)
             np.testing.assert_array_equal(batch["image"][row], expected)
             assert batch["label"][row] == SOURCE.labels[example] and batch["weight"][row] == 1
-    assert {name: x.dtype for name, x in batch.items()} == {"image": np.uint8, "label": np.int32, "weight": np.float32}
+    dtypes = {"image": np.uint8, "label": np.int32, "weight": np.float32}
+    assert {name: x.dtype for name, x in batch.items()} == dtypes
 
 
 def test_start_leaves_out_steps_and_nothing_else():
@@ -48,7 +51,7 @@ def test_a_phase_sets_resolution_and_crops():
                     lambda step: Position(0, 6, 4) if step == 1 else Position(0, 0))
     assert train(phases)[0]["image"].shape == (8, 12, 12, 3)
     batch = train(phases, batch_size=6)[1]
-    assert batch["image"].shape == (8, 10, 10, 3)                    # two examples, four crops of each
+    assert batch["image"].shape == (8, 10, 10, 3)  # two examples, four crops of each
     a, b = order.shuffled(np.array([6, 7]), 41, 3, 0).tolist()
     assert batch["label"].tolist() == [SOURCE.labels[a], SOURCE.labels[b]] * 4
     for row, (example, copy) in enumerate((x, copy) for copy in range(4) for x in (a, b)):
@@ -57,7 +60,8 @@ def test_a_phase_sets_resolution_and_crops():
     assert len(np.unique(batch["image"][::2], axis=0)) == 4
 
 
-@pytest.mark.parametrize("make,steps", [(train, 3), (lambda share=Share(): evaluation(10, share), 5)])
+@pytest.mark.parametrize("make,steps", [
+    (train, 3), (lambda share=Share(): evaluation(10, share), 5)])
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_together_hold_the_batch_of_one(make, steps, processes):
     shares = [Share((p,), processes) for p in range(processes)]
@@ -66,7 +70,7 @@ def test_processes_together_hold_the_batch_of_one(make, steps, processes):
         for name, expected in whole.items():
             rows = np.concatenate([part[name] for part in parts])
             np.testing.assert_array_equal(rows[:len(expected)], expected)
-            assert not rows[len(expected):].any()                    # 10 images in 4 parts: 2 rows of padding
+            assert not rows[len(expected):].any()  # 10 images in 4 parts: 2 rows of padding
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 40, 41, 42, 100])
@@ -75,18 +79,21 @@ def test_evaluation_has_every_example_once(batch_size, count):
     batches = evaluation(batch_size, count=count)
     steps = [batches[i] for i in range(len(batches))]
     assert all(len(step["image"]) == batch_size for step in steps)
-    image, label, weight = (np.concatenate([step[name] for step in steps]) for name in ("image", "label", "weight"))
+    image, label, weight = (np.concatenate([step[name] for step in steps])
+                            for name in ("image", "label", "weight"))
     expected = np.stack([AUGMENT.evaluate(x, 12) for x in SOURCE.images[:count]])
     np.testing.assert_array_equal(image[weight == 1], expected)
     np.testing.assert_array_equal(label[weight == 1], SOURCE.labels[:count])
-    assert weight.sum() == count and not image[weight == 0].any() and len(steps) == -(-count // batch_size)
+    assert weight.sum() == count and not image[weight == 0].any()
+    assert len(steps) == -(-count // batch_size)
 
 
 def test_sizes_that_the_mesh_cannot_cut():
     with pytest.raises(ValueError, match="batch_size = 8: must be a multiple of 3"):
         train(share=Share((0,), 3))
     phases = Phases(1, lambda step: Phase(), lambda step: Position(0, 0, 3))
-    with pytest.raises(ValueError, match="batch_size = 8: 3 crops .* steps of 9, which must be a multiple of 4"):
+    message = "batch_size = 8: 3 crops .* steps of 9, which must be a multiple of 4"
+    with pytest.raises(ValueError, match=message):
         train(phases, share=Share((0,), 4))[0]
 
 
@@ -100,7 +107,8 @@ class Process:
         return self.sharding.shard_shape(shape)
 
     def addressable_devices_indices_map(self, shape):
-        return {d: i for d, i in self.sharding.devices_indices_map(shape).items() if d in self.devices}
+        every = self.sharding.devices_indices_map(shape)
+        return {device: every[device] for device in self.devices}
 
 
 def test_a_process_loads_the_rows_of_its_devices():
@@ -110,8 +118,9 @@ def test_a_process_loads_the_rows_of_its_devices():
         return share_of(Process(NamedSharding(mesh, spec), set(devices[mine])))
     plain, wired = list(range(8)), [0, 1, 4, 5, 2, 3, 6, 7]
     both = P(("data", "fsdp"))
-    assert share(plain, both, range(4)) == ((0, 1, 2, 3), 8) and share(plain, both, range(4, 8)) == ((4, 5, 6, 7), 8)
-    assert share(wired, both, range(4)) == ((0, 1, 4, 5), 8)         # not neighbours in the global batch
-    assert share(plain, P("data"), range(4)) == ((0, 1), 4)          # copies on the other axis: loaded once
+    assert share(plain, both, range(4)) == ((0, 1, 2, 3), 8)
+    assert share(plain, both, range(4, 8)) == ((4, 5, 6, 7), 8)
+    assert share(wired, both, range(4)) == ((0, 1, 4, 5), 8)  # not neighbours in the global batch
+    assert share(plain, P("data"), range(4)) == ((0, 1), 4)  # copies on the other axis: loaded once
     assert share(plain, P(), range(4)) == ((0,), 1)
     assert Share((0, 1, 4, 5), 8).rows(16).tolist() == [0, 1, 2, 3, 8, 9, 10, 11]

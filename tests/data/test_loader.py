@@ -29,11 +29,12 @@ def sharding():
 
 
 def batches(source=DIGITS.train, start=0, **options):
-    return loader.train_batches(Data(source, DIGITS.val, 10, 12), AUGMENT, PHASES, 128, sharding(), 0, start, **options)
+    data = Data(source, DIGITS.val, 10, 12)
+    return loader.train_batches(data, AUGMENT, PHASES, 128, sharding(), 0, start, **options)
 
 
 def faulty(fault):
-    """Digits that call `fault(i)` first; the class is local so that worker processes get it by value."""
+    """Digits that call `fault(i)` first; a local class, which worker processes get by value."""
     class Faulty:
         classes = DIGITS.train.classes
 
@@ -70,8 +71,9 @@ def _left():
     return threads + multiprocessing.active_children()
 
 
-@pytest.mark.parametrize("options", [dict(threads=1), dict(threads=5, prefetch=1), dict(workers=1, threads=2),
-                                     dict(workers=2, threads=1, prefetch=3)])
+@pytest.mark.parametrize("options", [
+    dict(threads=1), dict(threads=5, prefetch=1), dict(workers=1, threads=2),
+    dict(workers=2, threads=1, prefetch=3)])
 def test_batches_do_not_depend_on_who_prepares_them(options):
     expected = TrainBatches(DIGITS.train, AUGMENT.train, PHASES, 128, 12, Share(), 0, 3)
     with batches(start=3, **options) as loaded:
@@ -85,8 +87,9 @@ def test_batches_do_not_depend_on_who_prepares_them(options):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_on_eight_devices(workers):
-    expected = EvaluationBatches(DIGITS.val, AUGMENT.evaluate, 12, 100, Share((0, 1, 2, 3, 4, 5, 6, 7), 8))
-    with loader.evaluation_batches(DIGITS.val, AUGMENT, 12, 100, sharding(), workers=workers, threads=2) as loaded:
+    expected = EvaluationBatches(DIGITS.val, AUGMENT.evaluate, 12, 100, Share(tuple(range(8)), 8))
+    with loader.evaluation_batches(DIGITS.val, AUGMENT, 12, 100, sharding(), workers=workers,
+                                   threads=2) as loaded:
         found = list(loaded)
     assert len(found) == 4 and found[0]["image"].shape == (104, 12, 12, 3)
     assert sum(float(batch["weight"].sum()) for batch in found) == len(DIGITS.val)
@@ -119,7 +122,7 @@ def test_a_killed_worker_is_an_error():
     loaded = batches(faulty(lambda i: time.sleep(0.005)), workers=1, threads=1)
     next(loaded)
     worker, = multiprocessing.active_children()
-    os.kill(worker.pid, signal.SIGTERM)                              # the trainer's to answer: ignored
+    os.kill(worker.pid, signal.SIGTERM)  # the trainer's to answer: ignored
     next(loaded)
     os.kill(worker.pid, signal.SIGKILL)
     with pytest.raises(RuntimeError, match="terminated unexpectedly with exit code -9"):
@@ -141,7 +144,7 @@ def test_closing_early(options):
 def test_a_forgotten_loader_stops():
     loaded = batches()
     next(loaded)
-    del loaded                                                       # the fixture waits for its threads
+    del loaded  # the fixture waits for its threads
 
 
 TRAINER = """
@@ -154,8 +157,9 @@ import jax
 if __name__ == "__main__":
     data = open_data(source="digits", image_size=12)
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    loaded = loader.train_batches(data, make_augment(), constant(Length(1438, 16, 99), None), 16, sharding, 0, 0,
-                                  workers=2, threads=1)
+    phases = constant(Length(1438, 16, 99), None)
+    loaded = loader.train_batches(data, make_augment(), phases, 16, sharding, 0, 0, workers=2,
+                                  threads=1)
     next(loaded), next(loaded)
     print(*(child.pid for child in multiprocessing.active_children()), flush=True)
     time.sleep(60)
@@ -166,15 +170,16 @@ if __name__ == "__main__":
 def test_workers_end_with_a_killed_trainer(tmp_path):
     (tmp_path / "trainer.py").write_text(TRAINER)
     root = str(Path(loader.__file__).parents[2])
-    trainer = subprocess.Popen([sys.executable, tmp_path / "trainer.py"], stdout=subprocess.PIPE, text=True,
-                               stderr=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": root})
+    trainer = subprocess.Popen([sys.executable, tmp_path / "trainer.py"], text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                               env=os.environ | {"PYTHONPATH": root})
     workers = [Path("/proc") / pid for pid in trainer.stdout.readline().split()]
     assert len(workers) == 2 and all(worker.exists() for worker in workers)
     trainer.kill()
     trainer.wait()
     trainer.stdout.close()
 
-    def alive(worker):                                               # an orphan that nobody reaps stays as a zombie
+    def alive(worker):  # an orphan that nobody reaps stays as a zombie
         try:
             return (worker / "stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
         except OSError:
@@ -188,11 +193,13 @@ def test_workers_end_with_a_killed_trainer(tmp_path):
 def test_waiting_is_measured_and_reported(monkeypatch):
     warnings = []
     monkeypatch.setattr(loader, "SLOW_SECONDS", 0.2)
-    monkeypatch.setattr(loader.logging, "warning", lambda text, *values: warnings.append(text % values))
+    monkeypatch.setattr(loader.logging, "warning",
+                        lambda text, *values: warnings.append(text % values))
     with batches(faulty(lambda i: time.sleep(0.005)), threads=1) as slow:
         next(slow)                                                   # 128 examples: 0.64 seconds
         assert 0.6 < slow.waited < 3
-        assert len(warnings) == 1 and "faulty digits" in warnings[0] and "0.2 seconds" in warnings[0]
+        assert len(warnings) == 1
+        assert "faulty digits" in warnings[0] and "0.2 seconds" in warnings[0]
     with batches(threads=1) as fast:
         time.sleep(1)
         fast.waited = 0.0
@@ -206,5 +213,5 @@ def test_batches_lie_ready():
     with batches(faulty(prepared.append), threads=1, prefetch=2) as loaded:
         next(loaded)
         time.sleep(1)
-        # One taken, two ready, one in the hand of the copying thread, one or two being prepared by one thread.
+  # One taken, two ready, one in the hand of the copying thread, one or two being prepared by one thread.
         assert 4 * 128 <= len(prepared) <= 6 * 128

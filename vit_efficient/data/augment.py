@@ -1,4 +1,5 @@
-"""Config group `augment`: what happens to an image between its source and the model, on the host and on the device."""
+"""Config group `augment`: what happens to an image between its source and the model, on the host
+and on the device."""
 from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Literal, NamedTuple
@@ -13,8 +14,9 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Augment(NamedTuple):
-    """`train(image, size, rng)` and `evaluate(image, size)` on the host: uint8 [h, w, 3] -> uint8 [size, size, 3];
-    `on_device(batch, key)` at the start of a training step, `normalize(batch)` at that of an evaluation."""
+    """`train(image, size, rng)` and `evaluate(image, size)` on the host: uint8 [h, w, 3] -> uint8
+    [size, size, 3]; `on_device(batch, key)` at the start of a training step, `normalize(batch)` at
+    that of an evaluation."""
     train: Callable
     evaluate: Callable
     on_device: Callable
@@ -22,14 +24,18 @@ class Augment(NamedTuple):
 
 
 def make_augment(*, crop: Literal["random_resized", "resize"] = "random_resized",
-                 scale: tuple[float, float] = (0.08, 1.0), ratio: tuple[float, float] = (3 / 4, 4 / 3),
-                 flip: Fraction = 0.5, interpolation: Literal["bicubic", "bilinear", "random"] = "bicubic",
+                 scale: tuple[float, float] = (0.08, 1.0),
+                 ratio: tuple[float, float] = (3 / 4, 4 / 3), flip: Fraction = 0.5,
+                 interpolation: Literal["bicubic", "bilinear", "random"] = "bicubic",
                  eval_crop: _Portion = 0.875, mean: tuple[float, float, float] = IMAGENET_MEAN,
-                 std: tuple[float, float, float] = IMAGENET_STD, device: tuple[str, ...] = ("normalize",)) -> Augment:
-    """Random resized crop and flip as torchvision, resize and centre crop for evaluation (bicubic if "random").
+                 std: tuple[float, float, float] = IMAGENET_STD,
+                 device: tuple[str, ...] = ("normalize",)) -> Augment:
+    """Random resized crop and flip as torchvision, resize and centre crop for evaluation (bicubic
+    if "random").
 
     Args:
-      crop: "resize" trains on the whole image, squeezed to the square; `scale` and `ratio` are not read then.
+      crop: "resize" trains on the whole image, squeezed to the square; `scale` and `ratio` are
+        not read then.
       scale: least and largest share of the image's area that a crop has.
       ratio: least and largest width/height of a crop.
       flip: probability of mirroring.
@@ -37,18 +43,21 @@ def make_augment(*, crop: Literal["random_resized", "resize"] = "random_resized"
       mean, std: of the pixels scaled to 0..1, red, green, blue.
       device: the transforms of a training batch in their order, which belongs to the recipe.
     Raises:
-      ValueError: a range that is empty or not positive, an unknown device transform, images left unnormalised.
+      ValueError: a range that is empty or not positive, an unknown device transform, images left
+        unnormalised.
     """
     _check_range("scale", scale, most=1)
     _check_range("ratio", ratio)
     if min(std) <= 0:
         raise ValueError(f"augment.std = {tuple(std)}: above 0")
-    transforms = on.TRANSFORMS | {"normalize": partial(on.normalize, mean=tuple(mean), std=tuple(std))}
+    normalize = partial(on.normalize, mean=tuple(mean), std=tuple(std))
+    transforms = on.TRANSFORMS | {"normalize": normalize}
     if unknown := [name for name in device if name not in transforms]:
-        raise ValueError(f"augment.device = {tuple(device)}: {unknown[0]!r} is none of {', '.join(transforms)}")
+        raise ValueError(f"augment.device = {tuple(device)}: {unknown[0]!r} is none of "
+                         f"{', '.join(transforms)}")
     if device.count("normalize") != 1:
-        raise ValueError(f"augment.device = {tuple(device)}: must hold 'normalize' once, the model reads "
-                         "normalised images")
+        raise ValueError(f"augment.device = {tuple(device)}: must hold 'normalize' once, the "
+                         "model reads normalised images")
     chain = [transforms[name] for name in device]
 
     def on_device(batch: dict, key: jax.Array) -> dict:
@@ -60,7 +69,7 @@ def make_augment(*, crop: Literal["random_resized", "resize"] = "random_resized"
                     interpolation=interpolation)
     evaluate = partial(host.evaluate, eval_crop=eval_crop,
                        interpolation="bicubic" if interpolation == "random" else interpolation)
-    return Augment(train, evaluate, on_device, lambda batch: transforms["normalize"](batch, None))
+    return Augment(train, evaluate, on_device, lambda batch: normalize(batch, None))
 
 
 def _check_range(key: str, pair: tuple[float, float], most: float = float("inf")) -> None:

@@ -1,4 +1,4 @@
-"""The batches of a run, and of an evaluation, as sequences: batch i is computed from i alone, on the host.
+"""The batches of a run, and of an evaluation, as sequences on the host: batch i is computed from i.
 
 A process computes only its share of a batch, the rows that its devices hold.
 """
@@ -14,18 +14,18 @@ from vit_efficient.phases import Phases
 
 
 class Share(NamedTuple):
-    """The rows of a batch that one process loads: the numbers `parts`, ascending, of `of` equal parts."""
+    """The rows of a batch that one process loads: the `parts`, ascending, of `of` equal ones."""
     parts: tuple[int, ...] = (0,)
     of: int = 1
 
     def rows(self, count: int) -> np.ndarray:
-        """The process's rows of a batch of `count` images, a multiple of `of`: int64 [count * len(parts) / of]."""
+        """The process's rows of a batch of `count` images, a multiple of `of`: int64 [b]."""
         width = count // self.of
         return (np.array(self.parts)[:, None] * width + np.arange(width)).ravel()
 
 
 def share_of(sharding: jax.sharding.Sharding) -> Share:
-    """What this process's devices hold of a batch under `sharding`, in the order of the global rows.
+    """What this process's devices hold of a batch under `sharding`, in the global order.
 
     Asked of the sharding and not of the process's number: a mesh may order devices by their wiring.
     """
@@ -36,16 +36,18 @@ def share_of(sharding: jax.sharding.Sharding) -> Share:
 
 
 class TrainBatches:
-    """Steps `start` to the end of a run, each a dict of host arrays: `image` uint8 [b, S, S, 3], `label` int32 [b],
-    `weight` float32 [b] of ones, where b is the process's share of the step's images."""
+    """Steps `start` to the end of a run, each a dict of host arrays: `image` uint8 [b, S, S, 3],
+    `label` int32 [b], `weight` float32 [b] of ones, where b is the process's share of the step's
+    images."""
 
-    def __init__(self, source: Source, transform: Callable, phases: Phases, batch_size: int, image_size: int,
-                 share: Share, seed: int, start: int):
+    def __init__(self, source: Source, transform: Callable, phases: Phases, batch_size: int,
+                 image_size: int, share: Share, seed: int, start: int):
         if batch_size % share.of:
-            raise ValueError(f"batch_size = {batch_size}: must be a multiple of {share.of}, the parts that the mesh "
-                             "cuts a batch into")
-        self.source, self.transform, self.batch_size, self.image_size = source, transform, batch_size, image_size
-        self.share, self.seed, self.start, self.total = share, seed, start, phases.total
+            raise ValueError(f"batch_size = {batch_size}: must be a multiple of {share.of}, "
+                             "the parts that the mesh cuts a batch into")
+        self.source, self.transform, self.share = source, transform, share
+        self.batch_size, self.image_size = batch_size, image_size
+        self.seed, self.start, self.total = seed, start, phases.total
         # Not `phases` itself: a worker process must be able to unpickle this, and reads no scalars.
         self.phase_at, self.position = phases.phase_at, phases.position
 
@@ -58,10 +60,11 @@ class TrainBatches:
         size = dict(self.phase_at(step).data).get("image_size", self.image_size)
         count = order.slot_count(self.batch_size, position.crops)
         if count % self.share.of:
-            raise ValueError(f"batch_size = {self.batch_size}: {position.crops} crops of each image make steps of "
-                             f"{count}, which must be a multiple of {self.share.of}, the parts of the mesh")
-        examples, copies = order.examples_at(self.share.rows(count), position, self.batch_size, len(self.source),
-                                             self.seed)
+            raise ValueError(f"batch_size = {self.batch_size}: {position.crops} crops of each "
+                             f"image make steps of {count}, which must be a multiple of "
+                             f"{self.share.of}, the parts of the mesh")
+        examples, copies = order.examples_at(self.share.rows(count), position, self.batch_size,
+                                             len(self.source), self.seed)
         batch = _empty(len(examples), size)
         batch["weight"][:] = 1
         for row, (example, copy) in enumerate(zip(examples.tolist(), copies.tolist())):
@@ -72,14 +75,15 @@ class TrainBatches:
 
 
 class EvaluationBatches:
-    """Every example once, in the order of the source; rows beyond the last example are black and weigh 0.
+    """Every example once, in the order of the source; rows beyond the last one are black, weight 0.
 
     Any `batch_size`: each batch is filled up to a multiple of the parts that the mesh cuts it into.
     """
 
-    def __init__(self, source: Source, transform: Callable, image_size: int, batch_size: int, share: Share):
-        self.source, self.transform, self.image_size = source, transform, image_size
-        self.batch_size, self.share = batch_size, share
+    def __init__(self, source: Source, transform: Callable, image_size: int, batch_size: int,
+                 share: Share):
+        self.source, self.transform, self.share = source, transform, share
+        self.batch_size, self.image_size = batch_size, image_size
 
     def __len__(self) -> int:
         return -(-len(self.source) // self.batch_size)

@@ -1,7 +1,8 @@
-"""Transforms of one image on the host: uint8 [h, w, 3] -> uint8 [size, size, 3], with Pillow's resampling.
+"""Transforms of one image on the host: uint8 [h, w, 3] -> uint8 [size, size, 3], with Pillow.
 
-The rules are torchvision's (RandomResizedCrop, RandomHorizontalFlip, Resize, CenterCrop), which the papers' recipes
-use. Only `rng.random` is drawn from: NumPy keeps its stream, but not that of the other distributions.
+The rules are torchvision's (RandomResizedCrop, RandomHorizontalFlip, Resize, CenterCrop), which the
+papers' recipes use. Only `rng.random` is drawn from: NumPy keeps its stream, but not that of the
+other distributions.
 """
 import math
 
@@ -11,9 +12,11 @@ from PIL import Image
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
-def train(image: np.ndarray, size: int, rng: np.random.Generator, *, crop: str, scale: tuple[float, float],
-          ratio: tuple[float, float], flip: float, interpolation: str) -> np.ndarray:
-    """A random crop (or the whole image, if `crop` is "resize") resized to the square, then maybe mirrored."""
+def train(image: np.ndarray, size: int, rng: np.random.Generator, *, crop: str,
+          scale: tuple[float, float], ratio: tuple[float, float], flip: float,
+          interpolation: str) -> np.ndarray:
+    """A random crop (the whole image, if `crop` is "resize") resized to the square, then maybe
+    mirrored."""
     if crop == "random_resized":
         top, left, height, width = crop_box(*image.shape[:2], scale, ratio, rng)
         image = image[top:top + height, left:left + width]
@@ -34,9 +37,9 @@ def evaluate(image: np.ndarray, size: int, *, eval_crop: float, interpolation: s
 
 def crop_box(height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float],
              rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of torchvision's RandomResizedCrop: a share `scale` of the area, uniform, and an
-    aspect ratio width/height in `ratio`, uniform in the logarithm; after ten boxes that do not fit, the largest
-    centred one whose ratio is allowed."""
+    """(top, left, height, width) of torchvision's RandomResizedCrop: a share `scale` of the area,
+    uniform, and an aspect ratio width/height in `ratio`, uniform in the logarithm; after ten boxes
+    that do not fit, the largest centred one whose ratio is allowed."""
     low, high = math.log(ratio[0]), math.log(ratio[1])
     for _ in range(10):
         area = height * width * (scale[0] + (scale[1] - scale[0]) * rng.random())
@@ -51,6 +54,6 @@ def crop_box(height: int, width: int, scale: tuple[float, float], ratio: tuple[f
 
 
 def resized(image: np.ndarray, height: int, width: int, interpolation: str) -> np.ndarray:
-    """uint8 [h, w, 3] -> uint8 [height, width, 3]. A crop is cut out before (not handed over as Pillow's `box`):
-    the filter must not see the pixels around it."""
+    """uint8 [h, w, 3] -> uint8 [height, width, 3]. A crop is cut out before (not handed over as
+    Pillow's `box`): the filter must not see the pixels around it."""
     return np.asarray(Image.fromarray(image).resize((width, height), FILTERS[interpolation]))

@@ -1,7 +1,7 @@
-"""Which example stands in which slot of which step, and with which random numbers: pure functions, no state.
+"""Which example stands in which slot of which step, and with which random numbers.
 
-A run that is resumed, or moved to another number of hosts, sees the same images because nothing here remembers
-anything: a slot of a step is computed from (seed, epoch, index) alone.
+A run that is resumed, or moved to another number of hosts, sees the same images because nothing
+here has a state: a slot of a step is computed from (seed, epoch, index) alone.
 """
 import numpy as np
 
@@ -11,12 +11,13 @@ _ROUNDS = 6
 
 
 def shuffled(index: np.ndarray, length: int, seed: int, epoch: int) -> np.ndarray:
-    """The examples at places `index` of the epoch's random order of range(length): int64 [...] -> int64 [...].
+    """The examples at places `index` of the epoch's random order of range(length); int64 [...].
 
-    A Feistel network over the smallest even number of bits that holds `length`, applied until the value is below
-    `length` (cycle walking; Black and Rogaway, "Ciphers with arbitrary finite domains", 2002): a permutation with
-    random access and no memory. Grain's shuffle does the same with fewer, weaker rounds, and its neighbours are
-    visibly correlated near 2^16 examples; one's own network also keeps the order independent of a package's version.
+    A Feistel network over the smallest even number of bits that holds `length`, applied until the
+    value is below `length` (cycle walking; Black and Rogaway, "Ciphers with arbitrary finite
+    domains", 2002): a permutation with random access and no memory. Grain's shuffle does the same
+    with fewer, weaker rounds, and its neighbours are visibly correlated near 2^16 examples; and
+    here the order of a run cannot change with a package's version.
     """
     index = np.asarray(index, np.int64)
     if index.size and not (0 <= index.min() and index.max() < length):
@@ -36,7 +37,7 @@ def shuffled(index: np.ndarray, length: int, seed: int, epoch: int) -> np.ndarra
 
 
 def _mixed(x: np.ndarray) -> np.ndarray:
-    """The finaliser of SplitMix64: every bit of the result depends on every bit of `x`, uint64 [n] -> uint64 [n]."""
+    """SplitMix64's finaliser: every bit depends on every bit of `x`; uint64 [n] -> uint64 [n]."""
     x = (x ^ x >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ x >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
     return x ^ x >> np.uint64(31)
@@ -51,8 +52,9 @@ def examples_at(slots: np.ndarray, position: Position, batch_size: int, length: 
                 seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Example and copy in each of the step's global `slots`: int [b] -> int64 [b], int64 [b].
 
-    Crop-major (spec sret.md, student side of stored labels): first one crop of every example, then the next one.
-    `copy` counts the crops of one example within the step and is 0 in an ordinary step.
+    Crop-major (spec sret.md, student side of stored labels): first one crop of every example, then
+    the next one. `copy` counts the crops of one example within the step and is 0 in an ordinary
+    step.
     """
     distinct = slot_count(batch_size, position.crops) // position.crops
     copy, place = np.divmod(slots, distinct)
@@ -60,7 +62,7 @@ def examples_at(slots: np.ndarray, position: Position, batch_size: int, length: 
 
 
 def generator(seed: int, epoch: int, example: int, copy: int) -> np.random.Generator:
-    """The random numbers of one image: Philox is keyed, so no two images share a stream and none depends on a
-    worker. (The low words of the counter count the draws.)"""
+    """The random numbers of one image: Philox is keyed, so no two images share a stream and none
+    depends on a worker. (The low words of the counter count the draws.)"""
     return np.random.Generator(np.random.Philox(key=np.array((seed, epoch), np.uint64),
                                                 counter=np.array((0, 0, copy, example), np.uint64)))

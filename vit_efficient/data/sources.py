@@ -1,4 +1,5 @@
-"""Config group `data`: where images and labels come from. A source is indexed, so that any step can be computed."""
+"""Config group `data`: where images and labels come from. A source is indexed, so that any step can
+be computed."""
 import os
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
@@ -15,7 +16,7 @@ _DIGITS_SPLIT_SEED = 1797
 
 
 class Source(Protocol):
-    """Examples by number; `str(source)` names it in messages. It is pickled to the loader's worker processes."""
+    """Examples by number; `str(source)` names it in messages. Worker processes get it pickled."""
     classes: tuple[str, ...]
 
     def __len__(self) -> int: ...
@@ -25,19 +26,21 @@ class Source(Protocol):
 
 
 class Data(NamedTuple):
-    """`image_size` is the side that the run trains and evaluates at, unless a phase says another one."""
+    """`image_size` is the side of the images that the model sees, unless a phase says another."""
     train: Source
     val: Source
     num_classes: int
     image_size: int
 
 
-def open_data(*, source: Literal["digits", "imagefolder"], path: str = "", image_size: Count = 224) -> Data:
+def open_data(*, source: Literal["digits", "imagefolder"], path: str = "",
+              image_size: Count = 224) -> Data:
     """The training and validation images of a run; nothing is decoded yet.
 
     Args:
-      source: "digits" (1,797 images of 8 by 8 that come with scikit-learn, for tests and demonstrations) or
-        "imagefolder" (`path/train/<class>/*.jpg` and `path/val` or `path/test`, as torchvision reads them).
+      source: "digits" (1,797 images of 8 by 8 that come with scikit-learn, for tests and
+        demonstrations) or "imagefolder" (`path/train/<class>/*.jpg` and `path/val` or `path/test`,
+        as torchvision reads them).
       path: the folder of an "imagefolder".
       image_size: side of the images that the model sees.
     Raises:
@@ -55,7 +58,8 @@ def open_data(*, source: Literal["digits", "imagefolder"], path: str = "", image
 class Arrays:
     """Images in memory: uint8 [n, h, w, 3] and labels int [n]."""
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], name: str = "arrays"):
+    def __init__(self, images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...],
+                 name: str = "arrays"):
         self.images, self.labels, self.classes, self.name = images, labels, classes, name
 
     def __len__(self) -> int:
@@ -69,7 +73,7 @@ class Arrays:
 
 
 def _digits() -> tuple[Arrays, Arrays]:
-    """Gray levels 0 to 16 as 0 to 255, three equal channels; a fifth of each class is for validation."""
+    """Gray levels 0 to 16 as 0 to 255 in three equal channels; a fifth of each class validates."""
     from sklearn.datasets import load_digits
     digits = load_digits()
     pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None].repeat(3, -1)
@@ -86,9 +90,10 @@ def _digits() -> tuple[Arrays, Arrays]:
 class ImageFolder:
     """`folder/<class>/<image>`: labels are places in `classes`, files in the order of their names.
 
-    As torchvision's ImageFolder: any mode that Pillow reads becomes RGB (an alpha channel is dropped) and an EXIF
-    orientation is ignored. Hidden files and files without an image's extension are left out; images stand directly
-    in their class folder, and a class folder may be empty here (`open_data` refuses that in training).
+    As torchvision's ImageFolder: any mode that Pillow reads becomes RGB (an alpha channel is
+    dropped) and an EXIF orientation is ignored. Hidden files and files without an image's extension
+    are left out; images stand directly in their class folder, and a class folder may be empty here
+    (`open_data` refuses that in training).
     """
 
     def __init__(self, folder: Path, classes: tuple[str, ...]):
@@ -98,7 +103,7 @@ class ImageFolder:
             files = _image_names(self.folder / name)
             names += files
             labels += [label] * len(files)
-        # Fixed-width bytes: a million str objects would be copied into, and counted by, every worker process.
+        # Fixed-width bytes: a million str objects would be copied into every worker process.
         self.names, self.labels = np.array(names, np.bytes_), np.array(labels, np.int32)
 
     def __len__(self) -> int:
@@ -106,14 +111,15 @@ class ImageFolder:
 
     def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
         label = int(self.labels[i])
-        return read_image(self.folder / self.classes[label] / os.fsdecode(self.names[i].item())), label
+        name = os.fsdecode(self.names[i].item())
+        return read_image(self.folder / self.classes[label] / name), label
 
     def __str__(self) -> str:
         return str(self.folder)
 
 
 def read_image(path: Path) -> np.ndarray:
-    """The file's pixels as RGB: uint8 [h, w, 3]. Raises ValueError with the file's name if it cannot be decoded."""
+    """The file's pixels as RGB: uint8 [h, w, 3]; ValueError, with its name, if it has none."""
     try:
         with Image.open(path) as image:
             return np.asarray(image.convert("RGB"))
@@ -133,7 +139,8 @@ def _folders(path: str) -> tuple[ImageFolder, ImageFolder]:
     train = ImageFolder(root / "train", classes)
     present = np.bincount(train.labels, minlength=len(classes))
     if empty := [name for name, count in zip(classes, present) if not count]:
-        raise ValueError(f"data.path = {path!r}: no images ({' '.join(EXTENSIONS)}) in {root / 'train' / empty[0]}"
+        raise ValueError(f"data.path = {path!r}: no images ({' '.join(EXTENSIONS)}) in "
+                         f"{root / 'train' / empty[0]}"
                          + (f" and {len(empty) - 1} other class folders" if empty[1:] else ""))
     if foreign := sorted(set(_class_names(validation)) - set(classes)):
         raise ValueError(f"data.path = {path!r}: {validation / foreign[0]} is no class of train/"
@@ -159,4 +166,5 @@ def _image_names(folder: Path) -> list[bytes]:
             names = [entry.name for entry in entries]
     except FileNotFoundError:
         return []
-    return sorted(os.fsencode(name) for name in names if name.lower().endswith(EXTENSIONS) and name[0] != ".")
+    return sorted(os.fsencode(name) for name in names
+                  if name.lower().endswith(EXTENSIONS) and name[0] != ".")
