@@ -213,5 +213,5 @@ def test_batches_lie_ready():
     with batches(faulty(prepared.append), threads=1, prefetch=2) as loaded:
         next(loaded)
         time.sleep(1)
-  # One taken, two ready, one in the hand of the copying thread, one or two being prepared by one thread.
+        # One taken, two ready, one in the hand of the copying thread, one or two in preparation.
         assert 4 * 128 <= len(prepared) <= 6 * 128

@@ -36,8 +36,7 @@ def train_batches(data: Data, augment: Augment, phases: Phases, batch_size: int,
     Args:
       sharding: of the first axis of every array; a process loads only the rows of its own devices.
       workers: processes that prepare batches, for sources that Python's lock slows down; 0 prepares
-        them in this one. Batches come back through shared memory (/dev/shm must hold `workers`
-        batches).
+        them in this one. Batches come back through /dev/shm, which must hold a few per worker.
       threads: threads of each process; each prepares one batch at a time, so as many batches are
         held. 1 is the fastest for tiny images in memory, which Python's lock serialises anyway.
       prefetch: batches that lie ready on the devices.
