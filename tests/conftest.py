@@ -1,8 +1,9 @@
-"""Eight CPU devices for every test, so that sharded runs are real; hypothesis without deadlines, the same every time."""
+"""Eight CPU devices for every test, so that sharded runs are real; the same examples every time."""
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "")
+                           + " --xla_force_host_platform_device_count=8")
 
 from hypothesis import settings
 

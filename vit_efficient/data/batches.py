@@ -1,0 +1,105 @@
+"""The batches of a run, and of an evaluation, as sequences on the host: batch i is computed from i.
+
+A process computes only its share of a batch, the rows that its devices hold.
+"""
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from vit_efficient.data import order
+from vit_efficient.data.sources import Source
+from vit_efficient.phases import Phases
+
+
+class Share(NamedTuple):
+    """The rows of a batch that one process loads: the `parts`, ascending, of `of` equal ones."""
+    parts: tuple[int, ...] = (0,)
+    of: int = 1
+
+    def rows(self, count: int) -> np.ndarray:
+        """The process's rows of a batch of `count` images, a multiple of `of`: int64 [b]."""
+        width = count // self.of
+        return (np.array(self.parts)[:, None] * width + np.arange(width)).ravel()
+
+
+def share_of(sharding: jax.sharding.Sharding) -> Share:
+    """What this process's devices hold of a batch under `sharding`, in the global order.
+
+    Asked of the sharding and not of the process's number: a mesh may order devices by their wiring.
+    """
+    count = len(sharding.device_set)
+    width = sharding.shard_shape((count,))[0]
+    mine = sharding.addressable_devices_indices_map((count,)).values()
+    return Share(tuple(sorted({(rows.start or 0) // width for rows, in mine})), count // width)
+
+
+class TrainBatches:
+    """Steps `start` to the end of a run, each a dict of host arrays: `image` uint8 [b, S, S, 3],
+    `label` int32 [b], `weight` float32 [b] of ones, where b is the process's share of the step's
+    images."""
+
+    def __init__(self, source: Source, transform: Callable, phases: Phases, batch_size: int,
+                 image_size: int, share: Share, seed: int, start: int):
+        if batch_size % share.of:
+            raise ValueError(f"batch_size = {batch_size}: must be a multiple of {share.of}, "
+                             "the parts that the mesh cuts a batch into")
+        self.source, self.transform, self.share = source, transform, share
+        self.batch_size, self.image_size = batch_size, image_size
+        self.seed, self.start, self.total = seed, start, phases.total
+        # Not `phases` itself: a worker process must be able to unpickle this, and reads no scalars.
+        self.phase_at, self.position = phases.phase_at, phases.position
+
+    def __len__(self) -> int:
+        return max(0, self.total - self.start)
+
+    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
+        step = self.start + i
+        position = self.position(step)
+        size = dict(self.phase_at(step).data).get("image_size", self.image_size)
+        count = order.slot_count(self.batch_size, position.crops)
+        if count % self.share.of:
+            raise ValueError(f"batch_size = {self.batch_size}: {position.crops} crops of each "
+                             f"image make steps of {count}, which must be a multiple of "
+                             f"{self.share.of}, the parts of the mesh")
+        examples, copies = order.examples_at(self.share.rows(count), position, self.batch_size,
+                                             len(self.source), self.seed)
+        batch = _empty(len(examples), size)
+        batch["weight"][:] = 1
+        for row, (example, copy) in enumerate(zip(examples.tolist(), copies.tolist())):
+            image, batch["label"][row] = self.source[example]
+            rng = order.generator(self.seed, position.epoch, example, copy)
+            batch["image"][row] = self.transform(image, size, rng)
+        return batch
+
+
+class EvaluationBatches:
+    """Every example once, in the order of the source; rows beyond the last one are black, weight 0.
+
+    Any `batch_size`: each batch is filled up to a multiple of the parts that the mesh cuts it into.
+    """
+
+    def __init__(self, source: Source, transform: Callable, image_size: int, batch_size: int,
+                 share: Share):
+        self.source, self.transform, self.share = source, transform, share
+        self.batch_size, self.image_size = batch_size, image_size
+
+    def __len__(self) -> int:
+        return -(-len(self.source) // self.batch_size)
+
+    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
+        rows = self.share.rows(-(-self.batch_size // self.share.of) * self.share.of)
+        batch = _empty(len(rows), self.image_size)
+        first, end = i * self.batch_size, min((i + 1) * self.batch_size, len(self.source))
+        for row, example in enumerate((first + rows).tolist()):
+            if example < end:
+                image, batch["label"][row] = self.source[example]
+                batch["image"][row] = self.transform(image, self.image_size)
+                batch["weight"][row] = 1
+        return batch
+
+
+def _empty(count: int, size: int) -> dict[str, np.ndarray]:
+    return {"image": np.zeros((count, size, size, 3), np.uint8), "label": np.zeros(count, np.int32),
+            "weight": np.zeros(count, np.float32)}

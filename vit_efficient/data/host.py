@@ -1,0 +1,59 @@
+"""Transforms of one image on the host: uint8 [h, w, 3] -> uint8 [size, size, 3], with Pillow.
+
+The rules are torchvision's (RandomResizedCrop, RandomHorizontalFlip, Resize, CenterCrop), which the
+papers' recipes use. Only `rng.random` is drawn from: NumPy keeps its stream, but not that of the
+other distributions.
+"""
+import math
+
+import numpy as np
+from PIL import Image
+
+FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
+def train(image: np.ndarray, size: int, rng: np.random.Generator, *, crop: str,
+          scale: tuple[float, float], ratio: tuple[float, float], flip: float,
+          interpolation: str) -> np.ndarray:
+    """A random crop (the whole image, if `crop` is "resize") resized to the square, then maybe
+    mirrored."""
+    if crop == "random_resized":
+        top, left, height, width = crop_box(*image.shape[:2], scale, ratio, rng)
+        image = image[top:top + height, left:left + width]
+    if interpolation == "random":
+        interpolation = "bilinear" if rng.random() < 0.5 else "bicubic"
+    image = resized(image, size, size, interpolation)
+    return image[:, ::-1] if rng.random() < flip else image
+
+
+def evaluate(image: np.ndarray, size: int, *, eval_crop: float, interpolation: str) -> np.ndarray:
+    """The short side resized to `size / eval_crop`, then the centre of `size` by `size`."""
+    height, width = image.shape[:2]
+    short, least = int(size / eval_crop), min(height, width)
+    image = resized(image, int(short * height / least), int(short * width / least), interpolation)
+    top, left = (round((side - size) / 2) for side in image.shape[:2])
+    return image[top:top + size, left:left + size]
+
+
+def crop_box(height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float],
+             rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of torchvision's RandomResizedCrop: a share `scale` of the area,
+    uniform, and an aspect ratio width/height in `ratio`, uniform in the logarithm; after ten boxes
+    that do not fit, the largest centred one whose ratio is allowed."""
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    for _ in range(10):
+        area = height * width * (scale[0] + (scale[1] - scale[0]) * rng.random())
+        aspect = math.exp(low + (high - low) * rng.random())
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return int(rng.random() * (height - h + 1)), int(rng.random() * (width - w + 1)), h, w
+    # At least one pixel: an image one pixel high has no box of an allowed ratio.
+    w = max(1, min(width, round(height * ratio[1])))
+    h = max(1, min(height, round(width / ratio[0])))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def resized(image: np.ndarray, height: int, width: int, interpolation: str) -> np.ndarray:
+    """uint8 [h, w, 3] -> uint8 [height, width, 3]. A crop is cut out before (not handed over as
+    Pillow's `box`): the filter must not see the pixels around it."""
+    return np.asarray(Image.fromarray(image).resize((width, height), FILTERS[interpolation]))
