@@ -75,11 +75,10 @@ class Checkpoints:
         return _best(self.steps(), self._score)
 
     def due(self, step: int, steps_per_epoch: int) -> bool:
-        """True where `every_epochs` have passed again with this step; raises the error of a save that failed."""
+        """True after every `every_epochs`, in whole steps; raises the error of a save that has failed meanwhile."""
         if self._saving and not self._manager.is_saving_in_progress():
             self.wait()
-        period = self.every_epochs * steps_per_epoch
-        return period > 0 and math.floor(step / period) > math.floor((step - 1) / period)
+        return self.every_epochs > 0 and step % max(round(self.every_epochs * steps_per_epoch), 1) == 0
 
     def overdue(self) -> bool:
         """True where the last save is `every_minutes` ago on process 0's clock; all processes ask at the same step."""
