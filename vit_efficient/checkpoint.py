@@ -264,7 +264,7 @@ def _top1(record: dict) -> float | None:
 
 
 def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"[:500]
+    return " ".join(f"{type(error).__name__}: {error}".split())[:240]
 
 
 def _from_first(ask: Callable):
