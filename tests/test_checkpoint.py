@@ -6,6 +6,7 @@ import random
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,9 @@ import pytest
 
 from vit_efficient.checkpoint import FORMAT, Checkpoints, DamagedCheckpoint
 from vit_efficient.manifest import compare, manifest, seal, unseal
+
+# Orbax leaves a damaged step's other reads half done.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 class State(struct.PyTreeNode):
@@ -129,7 +133,7 @@ def test_parts_are_read_and_verified_without_the_rest(directory):
         assert step == 2 and same_bits(parts, {"params": state.params, "collections": {}, "ema": state.ema})
         with pytest.raises(ValueError, match="masks/blocks_0/kernel: missing"):
             checkpoints.restore_parts({"masks": {}})
-        with pytest.raises(DamagedCheckpoint, match="1 of 28 leaves differ .* masks/blocks_0/kernel"):
+        with pytest.raises(DamagedCheckpoint, match="1 of 20 leaves differ .*masks/blocks_0/kernel"):
             checkpoints.restore(LIKE, 2)
         forge(directory, "ema/params/head/kernel")
         assert checkpoints.restore_parts(like)[0] == 1
@@ -208,7 +212,7 @@ DAMAGES = ("flip", "flip", "truncate", "delete")
 
 
 def attack(pristine: Path, directory: Path, number: int) -> tuple[str, str]:
-    """Hurts one file of step 2 in a copy of `pristine`, restores; returns (file, damage, outcome).
+    """Hurts one file of step 2 in a copy of `pristine` and restores; returns (damage, outcome).
 
     Every file meets every damage in turn. Raises AssertionError where a state comes back that was never saved.
     """
@@ -304,7 +308,7 @@ KILLED = """
     checkpoints = Checkpoints(directory)
     for step in 1, 2:
         checkpoints.wait()
-        checkpoints.save(step, {"w": jnp.full(2**24, step, jnp.float32) * jnp.arange(2**24)})
+        checkpoints.save(step, {"w": jnp.full(2**23, step, jnp.float32) * jnp.arange(2**23)})
     time.sleep(float(delay))
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -314,10 +318,11 @@ def test_a_killed_save_leaves_the_step_before(tmp_path):
     killed = {delay: child(KILLED, str(tmp_path / delay), delay) for delay in ("0", "0.03", "0.1")}
     for delay, process in killed.items():
         assert process.wait() == -signal.SIGKILL, process.stdout.read()
+        assert delay != "0" or list((tmp_path / delay).glob("2.*tmp*"))
         with Checkpoints(tmp_path / delay) as checkpoints:
-            like = {"w": abstract(jnp.zeros(2**24))}
+            like = {"w": abstract(jnp.zeros(2**23))}
             step, state, _ = checkpoints.restore(like)
-            np.testing.assert_array_equal(state["w"], np.float32(step) * np.arange(2**24, dtype=np.float32))
+            np.testing.assert_array_equal(state["w"], np.float32(step) * np.arange(2**23, dtype=np.float32))
             assert step == 1 or delay != "0"
             checkpoints.save(3, {"w": jnp.zeros(2)})
         assert not list((tmp_path / delay).glob("*tmp*")) and not list((tmp_path / delay).glob("bad*"))
@@ -364,7 +369,7 @@ TWO_PROCESSES = """
     from vit_efficient.checkpoint import Checkpoints
     x = np.random.RandomState(0).randn(64, 32).astype(np.float32)
     def sharding(*axes):
-        return NamedSharding(Mesh(np.array(jax.devices()).reshape(axes), "ab"), PartitionSpec("a", "b"))
+        return NamedSharding(Mesh(np.array(jax.devices()).reshape(axes), ("a", "b")), PartitionSpec("a", "b"))
     with Checkpoints(directory, every_minutes=1e-9) as checkpoints:
         for step in 1, 2:
             checkpoints.save(step, {"w": jax.make_array_from_callback(x.shape, sharding(8, 2), lambda i: step * x[i])})
@@ -381,7 +386,6 @@ TWO_PROCESSES = """
 
 
 def test_two_processes_take_the_same_step(tmp_path):
-    import socket
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = str(probe.getsockname()[1])

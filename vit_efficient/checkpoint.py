@@ -214,20 +214,22 @@ class Checkpoints:
             handler.close()
 
     def _set_aside(self, damaged: dict[int, str], used: int) -> None:
-        """Reports damaged steps and, unless this is a reader, renames them: process 0 alone, the others wait."""
+        """Reports damaged steps and, unless this is a reader, renames them: process 0, while the others wait."""
         for step, reason in damaged.items():
-            where, name = self.directory / str(step), f"bad-{step}"
-            while (self.directory / name).exists():
-                name += "+"
-            fate = f"renamed to {name}" if self._manager else "left alone"
-            if jax.process_index() == 0:
-                logging.warning("Damaged checkpoint %s; %s, step %d is used.", reason, fate, used)
-                if self._manager:
-                    where.rename(self.directory / name)
             self._top1.pop(step, None)
+            if jax.process_index() == 0:
+                fate = f"renamed to {self._rename(step)}" if self._manager else "left alone"
+                logging.warning("Damaged checkpoint %s; %s, step %d is used.", reason, fate, used)
         if damaged and self._manager:
-            _from_first(lambda: True)
+            multihost_utils.sync_global_devices("damaged checkpoints are set aside")
             self._manager.reload()
+
+    def _rename(self, step: int) -> str:
+        name = f"bad-{step}"
+        while (self.directory / name).exists():
+            name += "+"
+        (self.directory / str(step)).rename(self.directory / name)
+        return name
 
     def _score(self, step: int) -> float | None:
         if step not in self._top1:
