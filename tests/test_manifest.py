@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from vit_efficient.manifest import checksum, compare, describe, manifest, seal, unseal
 
-TYPES = [np.float32, ml_dtypes.bfloat16, np.float16, np.int32, np.uint32, np.int8, np.uint8, np.bool_, np.float64, np.int64]
+TYPES = [np.float32, ml_dtypes.bfloat16, np.float16, np.int32, np.uint32, np.int8, np.uint8, np.bool_,
+         np.float64, np.int64]
 
 
 def fingerprint(x) -> str:
@@ -83,12 +84,16 @@ def test_the_sharding_does_not_matter():
 
 
 def test_differences_are_named():
-    tree = {"same": jnp.ones(3), "shape": jnp.ones(3), "type": jnp.ones(3), "bits": jnp.ones(3), "gone": jnp.ones(3)}
-    other = tree | {"shape": jnp.ones((3, 1)), "type": jnp.ones(3, jnp.bfloat16), "bits": jnp.zeros(3), "new": jnp.ones(())}
+    tree = dict.fromkeys(["same", "shape", "type", "bits", "gone"], jnp.ones(3))
+    other = tree | {"shape": jnp.ones((3, 1)), "type": jnp.ones(3, jnp.bfloat16), "bits": jnp.zeros(3),
+                    "new": jnp.ones(2)}
     del other["gone"]
-    assert [line.split(":")[0] for line in compare(manifest(tree), manifest(other))] == ["bits", "gone", "new", "shape", "type"]
-    assert [line.split(":")[0] for line in compare(manifest(tree), describe(other))] == ["gone", "new", "shape", "type"]
-    assert "shape: expected float32[3], found float32[3,1]" in compare(manifest(tree), describe(other))
+    lines = compare(manifest(tree), describe(other))
+    assert lines == ["gone: missing, expected float32[3] " + fingerprint(jnp.ones(3)),
+                     "new: not expected, found float32[2]",
+                     "shape: expected float32[3], found float32[3,1]", "type: expected float32[3], found bfloat16[3]"]
+    assert [line.split(":")[0] for line in compare(manifest(tree), manifest(other))] == [
+        "bits", "gone", "new", "shape", "type"]
 
 
 def test_a_leaf_that_was_not_read_is_no_array():

@@ -207,6 +207,8 @@ class Checkpoints:
             read = traverse_util.flatten_dict(restored, sep="/")
             leaves = [read[name] if leaf.size else jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
                       for name, leaf in named.items()]
+            if left_out := [name for name, leaf in zip(named, leaves) if not isinstance(leaf, jax.Array)]:
+                return None, f"Orbax does not know {', '.join(left_out)}"
             return jax.tree.unflatten(jax.tree.structure(like), jax.block_until_ready(leaves)), ""
         except Exception as error:
             return None, _reason(error)
@@ -236,6 +238,23 @@ class Checkpoints:
             record = self._record(step)
             self._top1[step] = None if isinstance(record, str) else _top1(record)
         return self._top1[step]
+
+
+def read_weights(workdir: Path, weights: str, like: dict) -> tuple[int, dict]:
+    """(step, parts) of the run in `workdir`, for a reader: nothing is changed there.
+
+    Args:
+      weights: "best", "latest" or a step.
+      like: the parts to read, {"params": ..., "ema": ...}, as `jax.ShapeDtypeStruct`s with shardings.
+
+    Raises ValueError where there is no such checkpoint or it is of another model.
+    """
+    step = int(weights) if weights.isdecimal() else {"best": "best", "latest": None}.get(weights, weights)
+    with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
+        found = checkpoints.restore_parts(like, step)
+    if not found:
+        raise ValueError(f"{workdir / 'checkpoints'} holds no checkpoint")
+    return found[:2]
 
 
 class _NewestAndBest:
