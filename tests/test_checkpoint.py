@@ -1,3 +1,4 @@
+"""Saving and restoring; what happens to damaged checkpoints stands in test_checkpoint_damage.py."""
 import json
 from pathlib import Path
 import shutil
@@ -11,7 +12,6 @@ import pytest
 
 from vit_efficient.checkpoint import FORMAT, Checkpoints, DamagedCheckpoint, read_weights
 from vit_efficient.manifest import compare, manifest, seal, unseal
-
 
 
 class State(struct.PyTreeNode):
