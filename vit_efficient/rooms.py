@@ -1,0 +1,93 @@
+"""Finds by name what the engine does not import: the doors and jobs of a paper's folder, its room.
+
+A room is a package `vit_efficient/<room>/`. Its files `models`, `objective`, `sparsity`, `phases`
+may hold a table `VARIANTS` of doors, its `jobs.py` the jobs of the config `<room>.py`. A new room is
+found by its files alone.
+"""
+from collections.abc import Callable
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+from types import ModuleType
+from typing import Any
+
+import vit_efficient
+from vit_efficient.values import hint
+
+JOBS = {
+    "train": "vit_efficient.train:train",
+    "evaluate": "vit_efficient.evaluate:evaluate",
+    "summary": "vit_efficient.summary:summary",
+    "benchmark": "vit_efficient.benchmark:benchmark",
+}
+
+
+def load(place: str) -> Any:
+    """What stands at "module:name", imported now."""
+    module, name = place.split(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def doors(file: str) -> dict[str, Callable]:
+    """The `VARIANTS` of `vit_efficient/<file>.py` and of `<file>.py` in every room, merged by name.
+
+    Raises ValueError where two files hold the same name.
+    """
+    found: dict[str, Callable] = {}
+    origin: dict[str, str] = {}
+    for place in (vit_efficient.__name__, *(f"{vit_efficient.__name__}.{room}" for room in _rooms())):
+        module = _module(f"{place}.{file}")
+        for name, make in getattr(module, "VARIANTS", {}).items():
+            if name in found:
+                raise ValueError(f"VARIANTS: {name} stands in {origin[name]} and {module.__name__}, "
+                                 f"rename one of them")
+            found[name], origin[name] = make, module.__name__
+    return found
+
+
+def door(file: str, name: str) -> Callable:
+    """The door `name` of any room's `file`; ValueError with the nearest name where there is none."""
+    found = doors(file)
+    if name not in found:
+        raise ValueError(f"{file}: no variant {name}{hint(name, found)} "
+                         f"(there are {', '.join(sorted(found)) or 'none'})")
+    return found[name]
+
+
+def jobs(room: str) -> ModuleType | None:
+    """The module `vit_efficient/<room>/jobs.py`, None where there is no such room or file."""
+    return _module(f"{vit_efficient.__name__}.{room}.jobs") if room in _rooms() else None
+
+
+def job_names(room: str) -> list[str]:
+    """The jobs that a config of `room` has: the engine's and the room's own."""
+    module = jobs(room)
+    own = vars(module).items() if module else ()
+    return [*JOBS, *(name for name, member in own if _is_job(member, module))]
+
+
+def job(name: str, room: str) -> Callable:
+    """The function `job(config, workdir, *, own flags)` called `name`, of the engine or of `room`.
+
+    Raises ValueError with the nearest name where there is none.
+    """
+    names = job_names(room)
+    if name not in names:
+        raise ValueError(f"--job={name}: no such job{hint(name, names)} (there are {', '.join(names)})")
+    return load(JOBS[name]) if name in JOBS else getattr(jobs(room), name)
+
+
+def _rooms() -> list[str]:
+    return sorted(info.name for info in pkgutil.iter_modules(vit_efficient.__path__) if info.ispkg)
+
+
+def _module(name: str) -> ModuleType | None:
+    return importlib.import_module(name) if importlib.util.find_spec(name) else None
+
+
+def _is_job(member: Any, module: ModuleType) -> bool:
+    """True for a public function of the module's own whose first arguments are (config, workdir)."""
+    return (inspect.isfunction(member) and member.__module__ == module.__name__
+            and not member.__name__.startswith("_")
+            and list(inspect.signature(member).parameters)[:2] == ["config", "workdir"])

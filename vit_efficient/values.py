@@ -1,0 +1,162 @@
+"""Values by annotation: what a text on the command line means, what a value may be, how to say so.
+
+Config keys, the words of a config file and the flags of a job are all parameters of functions, so
+one reading of their annotations serves the three: `bool`, `int`, `float`, `str`, `Literal[...]`,
+`tuple[...]`, unions such as `X | None`, and any of them in `Annotated[..., Range]` (limits.py).
+"""
+import ast
+from collections.abc import Callable, Iterable
+import difflib
+import inspect
+import types
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from vit_efficient.limits import Range
+
+PLAIN = {bool: "true or false", int: "a whole number", float: "a finite number", str: "a text",
+         types.NoneType: "None"}
+
+
+def keywords(function: Callable) -> dict[str, inspect.Parameter]:
+    """The keyword-only parameters of `function`; what a `functools.partial` binds is a default."""
+    parameters = inspect.signature(function, eval_str=True).parameters
+    return {name: p for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+
+
+def parse(text: str, annotation: Any) -> Any:
+    """The value that `text` means under `annotation`; ValueError says what is allowed.
+
+    `None`, `true`, `false` mean themselves, a tuple is written `0.08,1` or `(0.08, 1)`.
+    """
+    for option in _options(annotation):
+        try:
+            return check(_read(text, option), annotation)
+        except ValueError:
+            continue
+    raise ValueError(_must_be(text, annotation))
+
+
+def check(value: Any, annotation: Any) -> Any:
+    """`value` as `annotation` asks for it; ValueError says what is allowed.
+
+    An int becomes a float and a list a tuple where that is asked for. No other type changes: a bool
+    is no number, a text is never read. Numbers are finite.
+    """
+    try:
+        return _convert(value, annotation)
+    except (ValueError, OverflowError):
+        raise ValueError(_must_be(value, annotation)) from None
+
+
+def allowed(annotation: Any) -> str:
+    """What `annotation` allows, in words: "a finite number above 0 or None"."""
+    kind, arguments = get_origin(annotation), get_args(annotation)
+    if kind is Annotated:
+        return " ".join([allowed(arguments[0]), *map(str, arguments[1:])])
+    if kind is Literal:
+        return "one of " + ", ".join(map(str, arguments))
+    if kind is tuple and arguments[-1] is Ellipsis:
+        return f"a tuple of any length, each {allowed(arguments[0])}"
+    if kind is tuple:
+        return f"a tuple of {len(arguments)}: " + ", ".join(map(allowed, arguments))
+    if kind in (Union, types.UnionType):
+        return " or ".join(map(allowed, arguments))
+    if annotation not in PLAIN:
+        raise TypeError(f"a config cannot hold the type {annotation}; there are {list(PLAIN)}")
+    return PLAIN[annotation]
+
+
+def choices(annotation: Any) -> list:
+    """What the `Literal`s in `annotation` list."""
+    return [choice for option in _options(annotation) if get_origin(option) is Literal
+            for choice in get_args(option)]
+
+
+def nearest(word: str, names: Iterable[str]) -> str | None:
+    """The name most like `word`, by its last dotted part (`lr` is near `optim.lr`) or as a whole."""
+    names, last = list(names), lambda name: name.lower().rpartition(".")[2]
+    similar = lambda name: difflib.SequenceMatcher(None, word.lower(), name.lower()).ratio()
+    ends = {last(name) for name in names}
+    best = max(names, key=similar, default=None)
+    if last(word) not in ends and best is not None and similar(best) >= 0.6:
+        return best
+    close = difflib.get_close_matches(last(word), sorted(ends), 1)
+    return max((name for name in names if last(name) in close), key=similar, default=None)
+
+
+def hint(word: str, names: Iterable[str], prefix: str = "") -> str:
+    """`, did you mean NAME?` for the nearest of `names`, empty where none is near."""
+    near = nearest(word, names)
+    return f", did you mean {prefix}{near}?" if near else ""
+
+
+def _must_be(value: Any, annotation: Any) -> str:
+    near = hint(value, map(str, choices(annotation))) if isinstance(value, str) else ""
+    return f"must be {allowed(annotation)}{near}"
+
+
+def _options(annotation: Any) -> list:
+    """The members of a union (`None` first: it is a text of its own), or the one type itself."""
+    if get_origin(annotation) is Annotated:
+        return _options(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        options = [option for member in get_args(annotation) for option in _options(member)]
+        return sorted(options, key=lambda option: option is not types.NoneType)
+    return [annotation]
+
+
+def _read(text: str, option: Any) -> Any:
+    """The value that `text` spells for one type, unchecked; ValueError where it spells none."""
+    kind, arguments = get_origin(option), get_args(option)
+    if kind is tuple:
+        if text.startswith(("(", "[")):
+            try:
+                return ast.literal_eval(text)
+            except (TypeError, SyntaxError, MemoryError, RecursionError) as error:
+                raise ValueError(text) from error
+        elements = arguments[:-1] if arguments[-1] is Ellipsis else arguments
+        return tuple(parse(part.strip(), elements[min(i, len(elements) - 1)])
+                     for i, part in enumerate(text.split(",")))
+    if kind is Literal:
+        spelled = {str(choice): choice for choice in arguments}
+    elif option in (bool, types.NoneType):
+        values = (True, False) if option is bool else (None,)
+        spelled = {spell(str(value)): value for value in values for spell in (str, str.lower)}
+    else:
+        allowed(option)                                 # a type that no config holds: TypeError
+        return option(text)
+    if text not in spelled:
+        raise ValueError(text)
+    return spelled[text]
+
+
+def _convert(value: Any, annotation: Any) -> Any:
+    """`check` with errors that say nothing."""
+    kind, arguments = get_origin(annotation), get_args(annotation)
+    if kind is Annotated:
+        value = _convert(value, arguments[0])
+        if all(limit.holds(value) for limit in arguments[1:] if isinstance(limit, Range)):
+            return value
+    elif kind is Literal:
+        for choice in arguments:
+            if type(value) is type(choice) and value == choice:     # True is not 1 here
+                return choice
+    elif kind in (Union, types.UnionType):
+        for member in arguments:
+            try:
+                return _convert(value, member)
+            except ValueError:
+                continue
+    elif kind is tuple and isinstance(value, tuple | list):
+        many = arguments[-1] is Ellipsis
+        elements = arguments[:1] * len(value) if many else arguments
+        return tuple(_convert(v, element) for v, element in zip(value, elements, strict=True))
+    elif isinstance(value, bool) or annotation in (bool, types.NoneType):
+        if annotation in PLAIN and isinstance(value, annotation):
+            return value
+    elif annotation is float and isinstance(value, int | float):
+        if Range().holds(value):
+            return float(value)
+    elif annotation in (int, str) and isinstance(value, annotation):
+        return annotation(value)
+    raise ValueError(value)
