@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from vit_efficient import rooms
 from vit_efficient.limits import Count, Positive, Whole
-from vit_efficient.values import allowed, check, choices, hint, keywords, nearest, parse
+from vit_efficient.values import allowed, check, choices, closest, hint, keywords, nearest, parse
 
 GROUPS = {
     "data": "vit_efficient.data.sources:open_data",
@@ -134,24 +134,22 @@ def flat(config: Mapping[str, Any]) -> Flat:
     return result
 
 
-def resolve(config: Mapping[str, Any], overrides: Mapping[str, Any] = {},
-            source: str = "config") -> ConfigDict:
+def resolve(config: Mapping[str, Any], overrides: Mapping[str, Any] = {}, source: str = "config") -> ConfigDict:
     """`config` with `overrides` and every default filled in, checked; locked and type-safe.
 
-    Another door (`model.name=...`) keeps the keys that it has too and drops the former door's own.
+    An override of `model.name` keeps the group's other keys where the new door takes them too, except those that make
+    up its name (`asvit_small` is `asvit` with an `arch`).
     Raises ValueError with everything that is wrong; `source` is the file that its text names.
     """
     values = flat(config)
-    former, _ = schema(values)
+    keys, unsure = schema(values | overrides)
+    values = {key: value for key, value in values.items() if key not in _left_behind(values, overrides, keys)}
     values |= overrides
-    keys, unsure = schema(values)
-    moved = {group for group in DOORS if f"{group}.name" in overrides}
+    texts = {key for key, value in overrides.items() if isinstance(value, str)}
     problems, full = [], {}
     for key, value in values.items():
-        group = key.partition(".")[0]
-        left_behind = group in moved and key in former and key not in overrides
-        if key not in keys and not left_behind and group not in unsure:
-            problems.append(_unknown(key, value, keys))
+        if key not in keys and key.partition(".")[0] not in unsure:
+            problems.append(f"{key} = {value if key in texts else repr(value)}: {_unknown(key, keys)}")
     for key, parameter in keys.items():
         group, _, name = key.rpartition(".")
         value = values.get(key, parameter.default)
@@ -159,14 +157,13 @@ def resolve(config: Mapping[str, Any], overrides: Mapping[str, Any] = {},
             if group in ("", *GROUPS, *DOORS):          # a job's flag may still say what is missing
                 problems.append(f"{key} is missing: must be {allowed(parameter.annotation)}")
             continue
-        read = parse if key in overrides and isinstance(value, str) else check
         try:
             place = full.setdefault(group, {}) if group else full
-            place[name] = read(value, parameter.annotation)
+            place[name] = (parse if key in texts else check)(value, parameter.annotation)
         except ValueError as error:
-            problems.append(f"{key} = {value!r}: {error}")
+            problems.append(f"{key} = {value if key in texts else repr(value)}: {error}")
     if problems:
-        raise ValueError(f"{source}: " + "\n  ".join(["", *problems] if problems[1:] else problems))
+        raise ValueError("\n  ".join([f"{source}:", *problems]) if problems[1:] else f"{source}: {problems[0]}")
     return ConfigDict(full, type_safe=True).lock()
 
 
@@ -218,8 +215,7 @@ def find(recipe: str) -> tuple[Path, str]:
         if path.is_file():
             return path, words
     known = sorted({file.stem for folder in FOLDERS for file in folder.glob("[!_]*.py")})
-    raise FileNotFoundError(f"--config={recipe}: no such file{hint(Path(name).stem, known)} "
-                            f"(known by name: {', '.join(known)})")
+    raise FileNotFoundError(f"--config={recipe}: no such file, {nearest(Path(name).stem, known)}")
 
 
 def read_file(path: Path, words: str = "") -> dict[str, Any]:
@@ -256,13 +252,12 @@ def read_words(words: str, get_config: Callable) -> dict[str, Any]:
     last, rest = "", False              # the parameter that takes a piece after it; it has taken one
     for piece in words.split(",") if words else ():
         key, equals, text = piece.partition("=")
-        near = nearest(key, homes) or nearest(key, parameters)
         named = equals and key in parameters
         if not named and piece not in homes:
-            if not last or not piece or (near and key.isidentifier()):
-                there = ", ".join([*homes, *(f"{name}=..." for name in parameters)])
-                meant = f", did you mean {near}?" if near else ""
-                raise ValueError(f":{words}: no word {piece!r}{meant} (there are {there})")
+            misspelt = key.isidentifier() and closest(key, [*homes, *parameters])
+            if not last or not piece or misspelt:
+                there = [*homes, *(f"{name}=" for name in parameters if not choices(parameters[name]))]
+                raise ValueError(f":{words}: no such word {piece!r}, {nearest(piece, there)}")
             texts[last], rest = f"{texts[last]},{piece}", True
             continue
         if rest:
@@ -284,11 +279,24 @@ def _argument(name: str, text: str, annotation: Any) -> Any:
         raise ValueError(f"{name}={text}: {error}") from None
 
 
-def _unknown(key: str, value: Any, keys: Mapping[str, Parameter]) -> str:
+def _left_behind(values: Flat, overrides: Mapping[str, Any], keys: Mapping[str, Parameter]) -> set[str]:
+    """The keys of `values` that belong to a door which `overrides` replaces."""
+    former, left = schema(values)[0], set()
+    for group, (file, _) in DOORS.items():
+        if f"{group}.name" in overrides:
+            door = rooms.doors(file).get(str(overrides[f"{group}.name"]))
+            bound = {f"{group}.{key}" for key in getattr(door, "keywords", ())}      # of a functools.partial
+            mine = {key for key in former if key.startswith(f"{group}.")}
+            left |= {key for key in mine if key not in keys or key in bound}
+    return left
+
+
+def _unknown(key: str, keys: Mapping[str, Parameter]) -> str:
+    """What is wrong with a key that is none of `keys`, and which there are."""
     group = key.partition(".")[0]
-    inside = [name for name in keys if name.startswith(f"{group}.")]
-    if key == group and inside:
-        return f"{key} = {value!r}: {key} is a group, its keys are {', '.join(inside)}"
-    groups = [name for name in dict.fromkeys(name.partition(".")[0] for name in keys)]
-    there = f"{group} has {', '.join(inside)}" if inside else f"there are {', '.join(groups)}"
-    return f"{key} = {value!r}: no such key{hint(key, keys)} ({there})"
+    inside = [name.partition(".")[2] for name in keys if name.startswith(f"{group}.")]
+    if inside:
+        what = "it is a group" if key == group else f"no such key{hint(key, keys)}"
+        return f"{what} ({group} has {', '.join(inside)})"
+    groups = dict.fromkeys(name.partition(".")[0] for name in keys)
+    return "no such key" + (hint(key, keys) or f" (there are {', '.join(groups)})")

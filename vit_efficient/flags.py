@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import re
 from typing import Any
 
-from vit_efficient.values import hint, nearest, parse
+from vit_efficient.values import closest, hint, parse
 
 
 def split(argv: list[str], known: Iterable[str]) -> dict[str, str | None]:
@@ -18,7 +18,7 @@ def split(argv: list[str], known: Iterable[str]) -> dict[str, str | None]:
         word = words.pop(0)
         name, equals, value = word.lstrip("-").partition("=")
         if not re.match("--[A-Za-z_]", word):
-            meant = name if name.startswith("config.") else nearest(name, known)
+            meant = name if name.startswith("config.") else closest(name, known)
             raise ValueError(f"{word}: a flag is written --name=value"
                              + (f", did you mean --{meant}{equals}{value}?" if meant else " (--help lists them)"))
         if not equals:

@@ -20,7 +20,7 @@ from vit_efficient import rooms
 from vit_efficient.config import check_same_run, find, flat, load, load_stored
 from vit_efficient.flags import refuse_unknown, split, typed
 from vit_efficient.limits import Count, Whole
-from vit_efficient.values import allowed, keywords, nearest
+from vit_efficient.values import allowed, closest, keywords
 
 HELP = """\
 Trains, evaluates and measures efficient vision transformers.
@@ -84,7 +84,7 @@ def read(argv: list[str]) -> Command:
                  for name, text in found.items() if name.startswith("config.")}
     name = common.get("job", "train")
     if not {"config", "workdir"} & set(common):
-        refuse_unknown([flag for flag in found if nearest(flag, FLAGS) in ("config", "workdir")], FLAGS)
+        refuse_unknown([flag for flag in found if closest(flag, FLAGS) in ("config", "workdir")], FLAGS)
         raise ValueError("--config=FILE is needed, as in --config=configs/asvit.py:digits (--help lists the flags)")
     config, workdir = open_run(common.get("config"), common.get("workdir"), overrides)
     job = rooms.job(name, config.recipe.partition(":")[0])
@@ -122,7 +122,7 @@ def usage(found: dict[str, str | None]) -> str:
     room = find(found["config"])[0].stem if found.get("config") else ""
     own = keywords(rooms.job(found["job"], room))
     lines = [f"  --{name}=VALUE  {allowed(p.annotation)}"
-             + ("" if p.default is p.empty else f"; default {p.default}") for name, p in own.items()]
+             + ("" if p.default is p.empty else f"; default {p.default!r}") for name, p in own.items()]
     return "\n".join([HELP, "", f"Flags of --job={found['job']}:", *(lines or ["  none"])])
 
 

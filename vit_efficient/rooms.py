@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import vit_efficient
-from vit_efficient.values import hint
+from vit_efficient.values import nearest
 
 JOBS = {
     "train": "vit_efficient.train:train",
@@ -50,8 +50,8 @@ def door(file: str, name: str) -> Callable:
     """The door `name` of any room's `file`; ValueError with the nearest name where there is none."""
     found = doors(file)
     if name not in found:
-        raise ValueError(f"{file}: no variant {name}{hint(name, found)} "
-                         f"(there are {', '.join(sorted(found)) or 'none'})")
+        group = "model" if file == "models" else file
+        raise ValueError(f"{group}.name = {name}: {nearest(name, found)}")
     return found[name]
 
 
@@ -74,7 +74,7 @@ def job(name: str, room: str) -> Callable:
     """
     names = job_names(room)
     if name not in names:
-        raise ValueError(f"--job={name}: no such job{hint(name, names)} (there are {', '.join(names)})")
+        raise ValueError(f"--job={name}: no such job, {nearest(name, names)}")
     return load(JOBS[name]) if name in JOBS else getattr(jobs(room), name)
 
 

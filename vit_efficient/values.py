@@ -7,6 +7,7 @@ one reading of their annotations serves the three: `bool`, `int`, `float`, `str`
 import ast
 from collections.abc import Callable, Iterable
 import difflib
+from functools import partial
 import inspect
 import types
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -18,9 +19,12 @@ PLAIN = {bool: "true or false", int: "a whole number", float: "a finite number",
 
 
 def keywords(function: Callable) -> dict[str, inspect.Parameter]:
-    """The keyword-only parameters of `function`; what a `functools.partial` binds is a default."""
+    """The keyword-only parameters of `function`; what a `functools.partial` binds is their default."""
+    bound = function.keywords if isinstance(function, partial) else {}
+    function = function.func if isinstance(function, partial) else function
     parameters = inspect.signature(function, eval_str=True).parameters
-    return {name: p for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+    return {name: p.replace(default=bound.get(name, p.default))
+            for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
 
 
 def parse(text: str, annotation: Any) -> Any:
@@ -72,22 +76,30 @@ def choices(annotation: Any) -> list:
             for choice in get_args(option)]
 
 
-def nearest(word: str, names: Iterable[str]) -> str | None:
-    """The name most like `word`, by its last dotted part (`lr` is near `optim.lr`) or as a whole."""
+def closest(word: str, names: Iterable[str]) -> str | None:
+    """The name most like `word`: as a whole, or by its last dotted part (`lr` is near `optim.lr`)."""
     names, last = list(names), lambda name: name.lower().rpartition(".")[2]
-    similar = lambda name: difflib.SequenceMatcher(None, word.lower(), name.lower()).ratio()
+    alike = lambda name: difflib.SequenceMatcher(None, word.lower(), name.lower()).ratio()
+    best = max(names, key=alike, default=None)
     ends = {last(name) for name in names}
-    best = max(names, key=similar, default=None)
-    if last(word) not in ends and best is not None and similar(best) >= 0.6:
+    if last(word) not in ends and best is not None and alike(best) >= 0.6:
         return best
-    close = difflib.get_close_matches(last(word), sorted(ends), 1)
-    return max((name for name in names if last(name) in close), key=similar, default=None)
+    ends = difflib.get_close_matches(last(word), sorted(ends), 1)
+    return max((name for name in names if last(name) in ends), key=alike, default=None)
 
 
 def hint(word: str, names: Iterable[str], prefix: str = "") -> str:
-    """`, did you mean NAME?` for the nearest of `names`, empty where none is near."""
-    near = nearest(word, names)
+    """`, did you mean NAME?` for the closest of `names`, empty where none is near."""
+    near = closest(word, names)
     return f", did you mean {prefix}{near}?" if near else ""
+
+
+def nearest(word: str, names: Iterable[str]) -> str:
+    """What to say of a wrong name: the closest right one, and all of them where they fit a line."""
+    names = sorted(names)
+    near, listed = closest(word, names), ", ".join(names) or "none"
+    meant = [f"did you mean {near}?"] if near else []
+    return " ".join(meant + ([f"allowed: {listed}"] if not near or len(listed) < 200 else []))
 
 
 def _must_be(value: Any, annotation: Any) -> str:
@@ -96,12 +108,12 @@ def _must_be(value: Any, annotation: Any) -> str:
 
 
 def _options(annotation: Any) -> list:
-    """The members of a union (`None` first: it is a text of its own), or the one type itself."""
+    """The members of a union or the one type itself, `None` first and `str` last: it reads any text."""
     if get_origin(annotation) is Annotated:
         return _options(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):
         options = [option for member in get_args(annotation) for option in _options(member)]
-        return sorted(options, key=lambda option: option is not types.NoneType)
+        return sorted(options, key=lambda option: (option is str) - (option is types.NoneType))
     return [annotation]
 
 
@@ -152,7 +164,7 @@ def _convert(value: Any, annotation: Any) -> Any:
         elements = arguments[:1] * len(value) if many else arguments
         return tuple(_convert(v, element) for v, element in zip(value, elements, strict=True))
     elif isinstance(value, bool) or annotation in (bool, types.NoneType):
-        if annotation in PLAIN and isinstance(value, annotation):
+        if type(value) is annotation:
             return value
     elif annotation is float and isinstance(value, int | float):
         if Range().holds(value):
