@@ -77,15 +77,15 @@ def choices(annotation: Any) -> list:
 
 
 def closest(word: str, names: Iterable[str]) -> str | None:
-    """The name most like `word`: as a whole, or by its last dotted part (`lr` is near `optim.lr`)."""
-    names, last = list(names), lambda name: name.lower().rpartition(".")[2]
+    """The name most like `word`: by its last dotted part (`lr` is near `optim.lr`), then as a whole."""
+    last = lambda name: name.lower().rpartition(".")[2]
     alike = lambda name: difflib.SequenceMatcher(None, word.lower(), name.lower()).ratio()
-    best = max(names, key=alike, default=None)
-    ends = {last(name) for name in names}
-    if last(word) not in ends and best is not None and alike(best) >= 0.6:
-        return best
-    ends = difflib.get_close_matches(last(word), sorted(ends), 1)
-    return max((name for name in names if last(name) in ends), key=alike, default=None)
+    names, group = list(names), word.rpartition(".")[0]
+    ends = difflib.get_close_matches(last(word), sorted({last(name) for name in names}), 1)
+    near = [name for name in names if last(name) in ends]
+    if not near and not any(group and name.startswith(f"{group}.") for name in names):
+        near = [name for name in names if alike(name) >= 0.6]
+    return max(near, key=alike, default=None)
 
 
 def hint(word: str, names: Iterable[str], prefix: str = "") -> str:
