@@ -30,13 +30,14 @@ def sixth(num_classes, image_size, dtype, *, width: int = 8):
 VARIANTS = {"sixth": sixth}
 """
 JOBS = """
-from json import dumps
+from vit_efficient.sixth_paper.topology import growth
 LIMIT = 3
 def search(config, workdir, *, steps: int = 500): ...
 def measure(model, images): ...
 def _growth(config, workdir): ...
 class Search: ...
 """
+TOPOLOGY = "def growth(config, workdir): ..."
 
 
 def test_a_sixth_room_edits_no_file(room):
@@ -47,7 +48,8 @@ def test_a_sixth_room_edits_no_file(room):
     assert rooms.door("models", "sixth") is rooms.doors("models")["sixth"]
 
 
-@pytest.mark.parametrize("file, name", [("objective", "supervised"), ("sparsity", "dense"), ("phases", "constant")])
+@pytest.mark.parametrize("file, name", [
+    ("objective", "supervised"), ("sparsity", "dense"), ("phases", "constant")])
 def test_the_engines_own_doors_stand_beside_those_of_rooms(room, file, name):
     room("sixth_paper", **{file: "VARIANTS = {'sixth': print}"})
     assert {name, "sixth"} <= set(rooms.doors(file))
@@ -56,7 +58,7 @@ def test_the_engines_own_doors_stand_beside_those_of_rooms(room, file, name):
 def test_two_rooms_with_one_name(room):
     room("sixth_paper", models=MODELS)
     room("seventh_paper", models=MODELS)
-    with pytest.raises(ValueError, match="sixth stands in vit_efficient.seventh_paper.models and vit_efficient.sixth_p"):
+    with pytest.raises(ValueError, match="sixth stands in .*seventh_paper.* and in .*sixth_paper"):
         rooms.doors("models")
 
 
@@ -72,21 +74,21 @@ def test_an_unknown_door_names_the_nearest():
 
 
 def test_jobs_of_a_room_are_its_own_public_functions_of_config_and_workdir(room):
-    room("sixth_paper", jobs=JOBS)
+    room("sixth_paper", jobs=JOBS, topology=TOPOLOGY)
     assert rooms.job_names("sixth_paper") == [*rooms.JOBS, "search"]
     assert rooms.job("search", "sixth_paper") is rooms.jobs("sixth_paper").search
-    for other in ("dumps", "LIMIT", "measure", "_growth", "Search"):
+    for other in ("growth", "LIMIT", "measure", "_growth", "Search"):
         with pytest.raises(ValueError, match=f"--job={other}: no such job"):
             rooms.job(other, "sixth_paper")
 
 
-@pytest.mark.parametrize("name", ["no_room", "", "layers", "limits", "my-recipe", "a.b", "..", "config"])
+@pytest.mark.parametrize("name", ["no_room", "", "layers", "limits", "my-recipe", "a.b", ".."])
 def test_a_recipe_need_not_have_a_room(name):
     assert rooms.jobs(name) is None
     assert rooms.job_names(name) == list(rooms.JOBS)
 
 
 def test_an_unknown_job_names_the_nearest(room):
-    room("sixth_paper", jobs=JOBS)
-    with pytest.raises(ValueError, match=r"--job=serch: no such job, did you mean search\? allowed: .*train"):
+    room("sixth_paper", jobs=JOBS, topology=TOPOLOGY)
+    with pytest.raises(ValueError, match=r"--job=serch: no such job, did you mean search\? allowed:"):
         rooms.job("serch", "sixth_paper")

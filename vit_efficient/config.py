@@ -52,7 +52,8 @@ def run(*, recipe: str = "", seed: Whole = 0, epochs: Positive, batch_size: Coun
     """The keys outside of groups; never called.
 
     Args:
-      recipe: the config's file and words ("asvit:digits"), set on loading; the file's name is the room of its jobs.
+      recipe: the config's file and words ("asvit:digits"), set on loading; the file's name is the
+        room of its jobs.
       seed: what every random number of the run follows from.
       epochs: length of the run, in passes over the training set.
       batch_size: images of an optimiser step, on all devices together.
@@ -64,10 +65,12 @@ def load(recipe: str, overrides: Mapping[str, Any] = {}) -> ConfigDict:
     """The resolved config of `recipe` with `overrides`, locked and type-safe.
 
     Args:
-      recipe: "asvit" (a file of configs/) or "path/to/asvit.py", then ":word,key=value" for `get_config`.
+      recipe: "asvit" (a file of configs/) or "path/to/asvit.py", then ":word,key=value" for its
+        `get_config`.
       overrides: {"optim.lr": 1e-3}; a str is read as on the command line, by the key's annotation.
     Raises:
-      ValueError: one text with all that is wrong: key, value, what is allowed, the nearest name, the file.
+      FileNotFoundError: there is no such file.
+      ValueError: all that is wrong: file, key, value, what is allowed, the nearest name.
     """
     path, words = find(recipe)
     config = read_file(path, words)
@@ -79,7 +82,8 @@ def load_stored(workdir: Path, overrides: Mapping[str, Any] = {}) -> ConfigDict:
     """The config stored in `workdir`, resolved again; FileNotFoundError where there is none."""
     path = Path(workdir) / STORED
     if not path.is_file():
-        raise FileNotFoundError(f"{workdir} holds no {STORED}: give --config=FILE, or the workdir of a run")
+        raise FileNotFoundError(f"{workdir} holds no {STORED}: give --config=FILE, or the workdir "
+                                "of a run")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -111,19 +115,19 @@ def check_same_run(config: ConfigDict, workdir: Path) -> None:
     """
     if not (Path(workdir) / STORED).is_file():
         return
-    there, here = flat(load_stored(workdir)), flat(config)
-    lines = [f"  {key} = {there.get(key, 'no such key')} there, {here.get(key, 'no such key')} here"
-             for key in dict.fromkeys([*there, *here])
-             if key.partition(".")[0] not in FREE and there.get(key) != here.get(key)]
+    there, here, none = flat(load_stored(workdir)), flat(config), "no such key"
+    lines = [f"  {key} = {there.get(key, none)} there, {here.get(key, none)} here"
+             for key in there | here
+             if key.partition(".")[0] not in FREE and there.get(key, none) != here.get(key, none)]
     if lines:
         raise ValueError("\n".join([
             f"{Path(workdir) / STORED} is the config of another run:", *lines,
-            "give a new --workdir, or leave out --config and these overrides to go on with the stored run "
-            f"(only {', '.join(FREE[1:])} may differ)"]))
+            "give a new --workdir, or leave out --config and these overrides to go on with the "
+            f"stored run (only {', '.join(FREE[1:])} may differ)"]))
 
 
 def flat(config: Mapping[str, Any]) -> Flat:
-    """{"seed": 0, "optim": {"lr": 1}} as {"seed": 0, "optim.lr": 1}; an empty unknown group is kept."""
+    """{"seed": 0, "optim": {"lr": 1}} as {"seed": 0, "optim.lr": 1}; unknown empty groups stay."""
     config = config.to_dict() if isinstance(config, ConfigDict) else config
     result: Flat = {}
     for name, value in config.items():
@@ -134,22 +138,25 @@ def flat(config: Mapping[str, Any]) -> Flat:
     return result
 
 
-def resolve(config: Mapping[str, Any], overrides: Mapping[str, Any] = {}, source: str = "config") -> ConfigDict:
+def resolve(config: Mapping[str, Any], overrides: Mapping[str, Any] = {},
+            source: str = "config") -> ConfigDict:
     """`config` with `overrides` and every default filled in, checked; locked and type-safe.
 
-    An override of `model.name` keeps the group's other keys where the new door takes them too, except those that make
-    up its name (`asvit_small` is `asvit` with an `arch`).
+    An override of `model.name` keeps the group's other keys where the new door takes them too,
+    except those that its name stands for (`asvit_small` is `asvit` with an `arch`).
     Raises ValueError with everything that is wrong; `source` is the file that its text names.
     """
     values = flat(config)
     keys, unsure = schema(values | overrides)
-    values = {key: value for key, value in values.items() if key not in _left_behind(values, overrides, keys)}
+    for key in _left_behind(values, overrides, keys):
+        del values[key]
     values |= overrides
     texts = {key for key, value in overrides.items() if isinstance(value, str)}
     problems, full = [], {}
     for key, value in values.items():
         if key not in keys and key.partition(".")[0] not in unsure:
-            problems.append(f"{key} = {value if key in texts else repr(value)}: {_unknown(key, keys)}")
+            shown = value if key in texts else repr(value)
+            problems.append(f"{key} = {shown}: {_unknown(key, keys)}")
     for key, parameter in keys.items():
         group, _, name = key.rpartition(".")
         value = values.get(key, parameter.default)
@@ -157,13 +164,14 @@ def resolve(config: Mapping[str, Any], overrides: Mapping[str, Any] = {}, source
             if group in ("", *GROUPS, *DOORS):          # a job's flag may still say what is missing
                 problems.append(f"{key} is missing: must be {allowed(parameter.annotation)}")
             continue
+        place = full.setdefault(group, {}) if group else full
         try:
-            place = full.setdefault(group, {}) if group else full
             place[name] = (parse if key in texts else check)(value, parameter.annotation)
         except ValueError as error:
             problems.append(f"{key} = {value if key in texts else repr(value)}: {error}")
     if problems:
-        raise ValueError("\n  ".join([f"{source}:", *problems]) if problems[1:] else f"{source}: {problems[0]}")
+        raise ValueError("\n  ".join([f"{source}:", *problems] if problems[1:] else
+                                     [f"{source}: {problems[0]}"]))
     return ConfigDict(full, type_safe=True).lock()
 
 
@@ -208,18 +216,21 @@ def find(recipe: str) -> tuple[Path, str]:
     else:
         name, colon, words = recipe.partition(":")
     if colon and not words:
-        raise ValueError(f"--config={recipe}: no words after the colon")
+        raise ValueError(f"{recipe}: no words after the colon")
     bare = not name.endswith(".py") and name == Path(name).name
     paths = [folder / f"{name}.py" for folder in FOLDERS] if bare else [Path(name).expanduser()]
     for path in paths:
         if path.is_file():
             return path, words
     known = sorted({file.stem for folder in FOLDERS for file in folder.glob("[!_]*.py")})
-    raise FileNotFoundError(f"--config={recipe}: no such file, {nearest(Path(name).stem, known)}")
+    raise FileNotFoundError(f"{name}: no such config, {nearest(Path(name).stem, known)}")
 
 
 def read_file(path: Path, words: str = "") -> dict[str, Any]:
-    """What `get_config` of the file returns for `words`, as a plain dict; ValueError names file and line."""
+    """What the file's `get_config` returns for `words`, as a plain dict.
+
+    Raises ValueError with file and line for whatever goes wrong in it.
+    """
     namespace = {"__name__": path.stem, "__file__": str(path)}
     try:
         exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), namespace)
@@ -238,32 +249,34 @@ def read_file(path: Path, words: str = "") -> dict[str, Any]:
 
 
 def read_words(words: str, get_config: Callable) -> dict[str, Any]:
-    """The arguments that "word,key=value" means for `get_config`, by the annotations of its parameters.
+    """The arguments that "word,key=value" means for `get_config`, by its parameters' annotations.
 
-    A word belongs to the parameter whose `Literal` holds it. A value that itself holds a comma comes
-    last and takes the rest. Raises ValueError for an unknown, a doubled or a misplaced word.
+    A word belongs to the parameter whose `Literal` holds it. A value that itself holds a comma
+    comes last and takes the rest. Raises ValueError for an unknown, doubled or misplaced word.
     """
-    parameters = {name: p.annotation for name, p in signature(get_config, eval_str=True).parameters.items()}
+    parameters = {name: parameter.annotation for name, parameter in
+                  signature(get_config, eval_str=True).parameters.items()}
     homes: dict[str, list[str]] = {}
     for name, annotation in parameters.items():
         for choice in choices(annotation):
             homes.setdefault(str(choice), []).append(name)
     texts: dict[str, str] = {}
-    last, rest = "", False              # the parameter that takes a piece after it; it has taken one
+    last, rest = "", False              # the parameter that would take the rest, and whether it has
     for piece in words.split(",") if words else ():
         key, equals, text = piece.partition("=")
         named = equals and key in parameters
         if not named and piece not in homes:
             misspelt = key.isidentifier() and closest(key, [*homes, *parameters])
             if not last or not piece or misspelt:
-                there = [*homes, *(f"{name}=" for name in parameters if not choices(parameters[name]))]
+                there = [*homes, *(f"{name}=" for name, a in parameters.items() if not choices(a))]
                 raise ValueError(f":{words}: no such word {piece!r}, {nearest(piece, there)}")
             texts[last], rest = f"{texts[last]},{piece}", True
             continue
         if rest:
-            raise ValueError(f"{last}={texts[last]}: holds a comma, so it comes last; put {piece} before it")
+            raise ValueError(f"{last}={texts[last]}: holds a comma, so it comes last; put {piece} "
+                             "before it")
         if not named and len(homes[piece]) > 1:
-            raise ValueError(f"{piece}: write {' or '.join(f'{name}={piece}' for name in homes[piece])}")
+            raise ValueError(f"{piece}: write {f'={piece} or '.join(homes[piece])}={piece}")
         name, text, last = (key, text, key) if named else (homes[piece][0], piece, "")
         if not text or name in texts:
             raise ValueError(f"{piece}: the value is empty" if not text else
@@ -279,15 +292,16 @@ def _argument(name: str, text: str, annotation: Any) -> Any:
         raise ValueError(f"{name}={text}: {error}") from None
 
 
-def _left_behind(values: Flat, overrides: Mapping[str, Any], keys: Mapping[str, Parameter]) -> set[str]:
-    """The keys of `values` that belong to a door which `overrides` replaces."""
-    former, left = schema(values)[0], set()
+def _left_behind(values: Flat, overrides: Mapping[str, Any],
+                 keys: Mapping[str, Parameter]) -> list[str]:
+    """The keys of `values` that belonged to a door which `overrides` replaces."""
+    former, left = schema(values)[0], []
     for group, (file, _) in DOORS.items():
         if f"{group}.name" in overrides:
             door = rooms.doors(file).get(str(overrides[f"{group}.name"]))
-            bound = {f"{group}.{key}" for key in getattr(door, "keywords", ())}      # of a functools.partial
-            mine = {key for key in former if key.startswith(f"{group}.")}
-            left |= {key for key in mine if key not in keys or key in bound}
+            bound = {f"{group}.{key}" for key in getattr(door, "keywords", ())}     # of a partial
+            left += [key for key in values if key.startswith(f"{group}.") and key in former
+                     and (key not in keys or key in bound)]
     return left
 
 

@@ -1,7 +1,7 @@
 """The entry point: reads the command line, picks the job, runs it.
 
-What is wrong with a command line or a config is found before a device is touched or a file is written; absl's own
-flags, which let much pass (see flags.py), are not used.
+What is wrong with a command line or a config is found before a device is touched or a file is
+written; absl's own flags, which let much pass (see flags.py), are not used.
 """
 from collections.abc import Callable
 import importlib
@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from vit_efficient import rooms
 from vit_efficient.config import check_same_run, find, flat, load, load_stored
-from vit_efficient.flags import refuse_unknown, split, typed
+from vit_efficient.flags import refuse_unknown, split, table, typed
 from vit_efficient.limits import Count, Whole
 from vit_efficient.values import allowed, closest, keywords
 
@@ -37,11 +37,12 @@ Trains, evaluates and measures efficient vision transformers.
   --coordinator=HOST:PORT --processes=N --process=I
                                   one of N processes of a run on many hosts, I from 0"""
 
-FLAGS = {"config": str, "workdir": str, "job": str, "coordinator": str, "processes": Count, "process": Whole}
+FLAGS = {"config": str, "workdir": str, "job": str,
+         "coordinator": str, "processes": Count, "process": Whole}
 
 
 class Command(NamedTuple):
-    """What a command line asks for; `options` are the job's own arguments, `hosts` those of `distributed.start`."""
+    """What a command line asks for: `options` are for the job, `hosts` for `distributed.start`."""
     job: Callable
     config: ConfigDict
     workdir: Path
@@ -50,7 +51,7 @@ class Command(NamedTuple):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command line, by default the process's own; returns the exit code, 2 for a wrong one.
+    """Runs one command line, by default the process's own; returns the exit code: 2 if it is wrong.
 
     An error that this package raises by ValueError or FileNotFoundError is a message to the user
     and printed as `error: ...`; every other one keeps its traceback.
@@ -77,15 +78,16 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def read(argv: list[str]) -> Command:
-    """The command that `argv` spells, checked as a whole; ValueError or FileNotFoundError for a wrong one."""
+    """The command that `argv` spells; ValueError or FileNotFoundError for a wrong one."""
     found = split(argv, FLAGS)
-    common = {name: typed(name, found[name], annotation) for name, annotation in FLAGS.items() if name in found}
+    common = {name: typed(name, found[name], kind) for name, kind in FLAGS.items() if name in found}
     overrides = {name.removeprefix("config."): typed(name, text, str)
                  for name, text in found.items() if name.startswith("config.")}
     name = common.get("job", "train")
     if not {"config", "workdir"} & set(common):
-        refuse_unknown([flag for flag in found if closest(flag, FLAGS) in ("config", "workdir")], FLAGS)
-        raise ValueError("--config=FILE is needed, as in --config=configs/asvit.py:digits (--help lists the flags)")
+        refuse_unknown([f for f in found if closest(f, FLAGS) in ("config", "workdir")], FLAGS)
+        raise ValueError("--config=FILE is needed, as in --config=configs/asvit.py:digits "
+                         "(--help lists the flags)")
     config, workdir = open_run(common.get("config"), common.get("workdir"), overrides)
     job = rooms.job(name, config.recipe.partition(":")[0])
     own = keywords(job)
@@ -97,18 +99,21 @@ def read(argv: list[str]) -> Command:
             raise ValueError(f"--job={name} needs --{flag}: {allowed(parameter.annotation)}")
     hosts = tuple(common.get(flag) for flag in ("coordinator", "processes", "process"))
     if any(value is not None for value in hosts) and (None in hosts or hosts[2] >= hosts[1]):
-        raise ValueError("--coordinator, --processes and --process belong together, and processes count from 0: "
-                         "--coordinator=HOST:PORT --processes=4 --process=0 to --process=3")
+        raise ValueError("--coordinator, --processes and --process belong together, and processes "
+                         "count from 0: --coordinator=HOST:PORT --processes=2 --process=0 and 1")
     return Command(job, config, workdir, options, hosts)
 
 
-def open_run(recipe: str | None, workdir: str | None, overrides: dict[str, str]) -> tuple[ConfigDict, Path]:
-    """The config and the folder of a run: the recipe's, or the one stored in the folder where it may go on."""
+def open_run(recipe: str | None, workdir: str | None,
+             overrides: dict[str, str]) -> tuple[ConfigDict, Path]:
+    """The config and the folder of a run; without a recipe the config is the one stored there."""
     if workdir and "://" in workdir:
-        raise ValueError(f"--workdir={workdir}: must be a folder of this machine; mount the bucket and name its folder")
+        raise ValueError(f"--workdir={workdir}: must be a folder of this machine; mount the bucket "
+                         "and name its folder")
     folder = Path(workdir).expanduser() if workdir else None
     config = load(recipe, overrides) if recipe else load_stored(folder, overrides)
-    folder = folder or Path("runs") / re.sub(r"[^\w.]+", "-", config.recipe, flags=re.ASCII)[:100].strip("-.")
+    name = re.sub(r"[^\w.]+", "-", config.recipe, flags=re.ASCII)[:100].strip("-.")
+    folder = folder or Path("runs", name)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--workdir={folder}: is a file, must be a folder")
     check_same_run(config, folder)
@@ -121,21 +126,20 @@ def usage(found: dict[str, str | None]) -> str:
         return HELP
     room = find(found["config"])[0].stem if found.get("config") else ""
     own = keywords(rooms.job(found["job"], room))
-    lines = [f"  --{name}=VALUE  {allowed(p.annotation)}"
-             + ("" if p.default is p.empty else f"; default {p.default!r}") for name, p in own.items()]
-    return "\n".join([HELP, "", f"Flags of --job={found['job']}:", *(lines or ["  none"])])
+    return "\n".join([HELP, "", f"Flags of --job={found['job']}:", *(table(own) or ["  none"])])
 
 
 def meant_for_the_user(error: Exception) -> bool:
     """True where a `raise` of this package made the error; otherwise a traceback tells more."""
     frame, line = list(traceback.walk_tb(error.__traceback__))[-1]
-    ours = frame.f_globals.get("__name__", "").startswith("vit_efficient") or frame.f_code.co_filename == __file__
-    return ours and linecache.getline(frame.f_code.co_filename, line).strip().startswith("raise ")
+    file, module = frame.f_code.co_filename, frame.f_globals.get("__name__", "")
+    ours = module.startswith("vit_efficient") or file == __file__
+    return ours and linecache.getline(file, line).strip().startswith("raise ")
 
 
 def start_logging() -> None:
     """This package from INFO on and all others from WARNING on, to stderr in one format."""
-    absl_flags.FLAGS.mark_as_parsed()                     # Grain's worker processes read absl's flags
+    absl_flags.FLAGS.mark_as_parsed()                   # Grain's worker processes read absl's flags
     absl_logging.set_verbosity(absl_logging.WARNING)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", force=True)
     logging.getLogger("vit_efficient").setLevel(logging.INFO)

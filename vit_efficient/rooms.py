@@ -1,8 +1,8 @@
 """Finds by name what the engine does not import: the doors and jobs of a paper's folder, its room.
 
 A room is a package `vit_efficient/<room>/`. Its files `models`, `objective`, `sparsity`, `phases`
-may hold a table `VARIANTS` of doors, its `jobs.py` the jobs of the config `<room>.py`. A new room is
-found by its files alone.
+may hold a table `VARIANTS` of doors, its `jobs.py` the jobs of the config `<room>.py`. A new room
+is found by its files alone.
 """
 from collections.abc import Callable
 import importlib
@@ -36,18 +36,17 @@ def doors(file: str) -> dict[str, Callable]:
     """
     found: dict[str, Callable] = {}
     origin: dict[str, str] = {}
-    for place in (vit_efficient.__name__, *(f"{vit_efficient.__name__}.{room}" for room in _rooms())):
-        module = _module(f"{place}.{file}")
-        for name, make in getattr(module, "VARIANTS", {}).items():
+    for place in (file, *(f"{room}.{file}" for room in _rooms())):
+        for name, make in getattr(_module(place), "VARIANTS", {}).items():
             if name in found:
-                raise ValueError(f"VARIANTS: {name} stands in {origin[name]} and {module.__name__}, "
-                                 f"rename one of them")
-            found[name], origin[name] = make, module.__name__
+                raise ValueError(f"{name} stands in vit_efficient.{origin[name]} and in "
+                                 f"vit_efficient.{place}: a name belongs to one room")
+            found[name], origin[name] = make, place
     return found
 
 
 def door(file: str, name: str) -> Callable:
-    """The door `name` of any room's `file`; ValueError with the nearest name where there is none."""
+    """The door `name` of any room's `file`; ValueError with the nearest name if there is none."""
     found = doors(file)
     if name not in found:
         group = "model" if file == "models" else file
@@ -57,7 +56,7 @@ def door(file: str, name: str) -> Callable:
 
 def jobs(room: str) -> ModuleType | None:
     """The module `vit_efficient/<room>/jobs.py`, None where there is no such room or file."""
-    return _module(f"{vit_efficient.__name__}.{room}.jobs") if room in _rooms() else None
+    return _module(f"{room}.jobs") if room in _rooms() else None
 
 
 def job_names(room: str) -> list[str]:
@@ -83,11 +82,12 @@ def _rooms() -> list[str]:
 
 
 def _module(name: str) -> ModuleType | None:
+    name = f"{vit_efficient.__name__}.{name}"
     return importlib.import_module(name) if importlib.util.find_spec(name) else None
 
 
 def _is_job(member: Any, module: ModuleType) -> bool:
-    """True for a public function of the module's own whose first arguments are (config, workdir)."""
+    """True for a public function of the module's own that begins with (config, workdir)."""
     return (inspect.isfunction(member) and member.__module__ == module.__name__
             and not member.__name__.startswith("_")
             and list(inspect.signature(member).parameters)[:2] == ["config", "workdir"])

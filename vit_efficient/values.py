@@ -19,7 +19,7 @@ PLAIN = {bool: "true or false", int: "a whole number", float: "a finite number",
 
 
 def keywords(function: Callable) -> dict[str, inspect.Parameter]:
-    """The keyword-only parameters of `function`; what a `functools.partial` binds is their default."""
+    """The keyword-only parameters of `function`; what a `partial` binds is their default."""
     bound = function.keywords if isinstance(function, partial) else {}
     function = function.func if isinstance(function, partial) else function
     parameters = inspect.signature(function, eval_str=True).parameters
@@ -77,7 +77,7 @@ def choices(annotation: Any) -> list:
 
 
 def closest(word: str, names: Iterable[str]) -> str | None:
-    """The name most like `word`: by its last dotted part (`lr` is near `optim.lr`), then as a whole."""
+    """The name most like `word`: by its last part (`lr` is near `optim.lr`), then as a whole."""
     last = lambda name: name.lower().rpartition(".")[2]
     alike = lambda name: difflib.SequenceMatcher(None, word.lower(), name.lower()).ratio()
     names, group = list(names), word.rpartition(".")[0]
@@ -108,7 +108,7 @@ def _must_be(value: Any, annotation: Any) -> str:
 
 
 def _options(annotation: Any) -> list:
-    """The members of a union or the one type itself, `None` first and `str` last: it reads any text."""
+    """The members of a union or the one type itself; `None` first, `str` last, as it reads all."""
     if get_origin(annotation) is Annotated:
         return _options(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):
