@@ -169,7 +169,7 @@ def test_a_path_with_another_colon(tmp_path):
     ("x = 1", "has no function get_config"),
     ("def get_config(*, path: str): ...", "TypeError: get_config() missing"),
     ("def get_config():\n    raise ValueError('not yet')", "asvit.py: not yet"),
-    ("def get_config():\n    return None", "AttributeError")])
+    ("def get_config():\n    return None", "must return a ConfigDict, not None")])
 def test_a_broken_file_is_named_with_its_line(tmp_path, text, said):
     (tmp_path / "asvit.py").write_text(text)
     with problems(str(tmp_path / "asvit.py"), said):
@@ -226,7 +226,7 @@ def test_any_words_are_read_or_refused(words):
     (",small", "no such word ''"), ("=", "no such word"),
     ("arhc=8,2", "did you mean arch=?"), ("folder=/data,digit", "did you mean digits?"),
     ("folder=/data,dat=digits", "'dat="),
-    ("arch=8,2,3|4,1,digits", "arch=8,2,3|4,1: holds a comma, so it comes last; put digits before")])
+    ("arch=8,2,3|4,1,digits", "holds a comma, so it comes last; put digits before it")])
 def test_wrong_words(words, said):
     with problems(said):
         read_words(words, get_config)
@@ -294,7 +294,7 @@ def test_everything_wrong_is_listed_once(recipe):
     (dict(data=dict(source="tfds", path=dict(a=1))), "must be a text"),
     (dict(model={}), "model.name is missing: must be one of other, toy"),
     (dict(model=dict(name="toy")), "model.arch is missing"),
-    (dict(model=dict(name="toy_small", heads=2)), "model.heads = 2: no such key (model has name, arch"),
+    (dict(model=dict(name="toy_base", heads=2)), "model.heads = 2: no such key (model has name"),
     (dict(search=dict(stepz=3)), "search.stepz = 3: no such key, did you mean search.steps?"),
     (dict(benchmarc=dict(rounds=3)), "no such key")])
 def test_mistakes_in_the_file(recipe, change, said):
@@ -314,6 +314,9 @@ def test_another_door_keeps_what_it_shares_and_drops_the_rest(recipe):
     assert resolve(resolved, {"model.name": "toy_base", "model.width": 4}).model.width == 4
     with problems("model.arch = 8,2: no such key"):
         load(recipe, {"model.name": "other", "model.arch": "8,2"})
+    resolved["model"]["widht"] = 3                            # no key of the former door either
+    with problems("model.widht = 3: no such key"):
+        resolve(resolved, {"model.name": "other"})
 
 
 def test_the_group_of_a_job_is_checked_and_may_lack_what_a_flag_will_say(recipe):

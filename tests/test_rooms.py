@@ -90,5 +90,5 @@ def test_a_recipe_need_not_have_a_room(name):
 
 def test_an_unknown_job_names_the_nearest(room):
     room("sixth_paper", jobs=JOBS, topology=TOPOLOGY)
-    with pytest.raises(ValueError, match=r"--job=serch: no such job, did you mean search\? allowed:"):
+    with pytest.raises(ValueError, match=r"--job=serch: no such job, did you mean search\?"):
         rooms.job("serch", "sixth_paper")

@@ -82,7 +82,8 @@ def test_any_text_reads_or_is_refused(kind, text):
     ("none", float | None, None),
     ("0.08,1", tuple[float, float], (0.08, 1.0)), ("(0.08, 1)", tuple[float, float], (0.08, 1.0)),
     ("[1, 2]", tuple[int, ...], (1, 2)), ("normalize", tuple[str, ...], ("normalize",)),
-    ("8,2,3|4", str, "8,2,3|4"), ("None", str | None, None), ("3", int | str, 3),
+    ("8,2,3|4", str, "8,2,3|4"), ("None", str | None, None), ("None", tuple[str, ...] | None, None),
+    ("3", int | str, 3),
     ("3", str | int, 3)])
 def test_parse(text, kind, value):
     assert same(parse(text, kind), value)

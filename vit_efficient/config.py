@@ -237,7 +237,10 @@ def read_file(path: Path, words: str = "") -> dict[str, Any]:
         get_config = namespace.get("get_config")
         if not callable(get_config):
             raise ValueError("has no function get_config")
-        return get_config(**read_words(words, get_config)).to_dict()
+        config = get_config(**read_words(words, get_config))
+        if not isinstance(config, ConfigDict):
+            raise ValueError(f"get_config must return a ConfigDict, not {config!r}")
+        return config.to_dict()
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     except Exception as error:                          # whatever the file does wrong
