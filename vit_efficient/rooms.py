@@ -1,59 +1,93 @@
-"""Finds a room's doors by name: a paper's folder is seen because it is there, and no file of the engine names one."""
+"""Finds by name what the engine does not import: the doors and jobs of a paper's folder, its room.
+
+A room is a package `vit_efficient/<room>/`. Its files `models`, `objective`, `sparsity`, `phases`
+may hold a table `VARIANTS` of doors, its `jobs.py` the jobs of the config `<room>.py`. A new room
+is found by its files alone.
+"""
 from collections.abc import Callable
-from difflib import get_close_matches
-from importlib import import_module, util
+import importlib
+import importlib.util
+import inspect
 import pkgutil
 from types import ModuleType
+from typing import Any
 
 import vit_efficient
+from vit_efficient.values import nearest
 
-SEAMS = ("models", "objective", "sparsity", "phases")
-
-
-def module(name: str) -> ModuleType | None:
-    """`vit_efficient.<name>`, or `None` where there is no such file; an error inside the file is its own."""
-    full = f"{vit_efficient.__name__}.{name}"
-    parent = full.rpartition(".")[0]
-    try:
-        import_module(parent)
-    except ModuleNotFoundError as error:
-        if not (error.name and full.startswith(error.name)):
-            raise
-        return None
-    return import_module(full) if util.find_spec(full) else None
+JOBS = {
+    "train": "vit_efficient.train:train",
+    "evaluate": "vit_efficient.evaluate:evaluate",
+    "summary": "vit_efficient.summary:summary",
+    "benchmark": "vit_efficient.benchmark:benchmark",
+}
 
 
-def doors(seam: str) -> dict[str, Callable]:
-    """`VARIANTS` of the engine's and of every room's file of that name, merged: name -> function.
+def load(place: str) -> Any:
+    """What stands at "module:name", imported now."""
+    module, name = place.split(":")
+    return getattr(importlib.import_module(module), name)
 
-    Raises ValueError where two rooms claim one name.
+
+def doors(file: str) -> dict[str, Callable]:
+    """The `VARIANTS` of `vit_efficient/<file>.py` and of `<file>.py` in every room, merged by name.
+
+    Raises ValueError where two files hold the same name.
     """
-    found, owner = {}, {}
-    rooms = sorted(info.name for info in pkgutil.iter_modules(vit_efficient.__path__) if info.ispkg)
-    for name in (seam, *(f"{room}.{seam}" for room in rooms)):
-        for variant, make in getattr(module(name), "VARIANTS", {}).items():
-            if variant in found:
-                raise ValueError(f"{variant!r} stands in vit_efficient.{owner[variant]} and in vit_efficient.{name}: "
-                                 "a name belongs to one room")
-            found[variant], owner[variant] = make, name
+    found: dict[str, Callable] = {}
+    origin: dict[str, str] = {}
+    for place in (file, *(f"{room}.{file}" for room in _rooms())):
+        for name, make in getattr(_module(place), "VARIANTS", {}).items():
+            if name in found:
+                raise ValueError(f"{name} stands in vit_efficient.{origin[name]} and in "
+                                 f"vit_efficient.{place}: a name belongs to one room")
+            found[name], origin[name] = make, place
     return found
 
 
-def door(seam: str, name: str) -> Callable:
-    """The function of that name; raises ValueError with the nearest names where there is none."""
-    found = doors(seam)
+def door(file: str, name: str) -> Callable:
+    """The door `name` of any room's `file`; ValueError with the nearest name if there is none."""
+    found = doors(file)
     if name not in found:
-        group = "model" if seam == "models" else seam
+        group = "model" if file == "models" else file
         raise ValueError(f"{group}.name = {name}: {nearest(name, found)}")
     return found[name]
 
 
-def nearest(name: str, allowed) -> str:
-    """What to say of a wrong name: the nearest right one, and what is allowed where that fits a line."""
-    allowed = sorted(allowed)
-    close = get_close_matches(name, allowed, 1, 0.5)
-    listed = ", ".join(allowed)
-    parts = [f"did you mean {close[0]}?"] if close else []
-    if len(listed) < 200 or not close:
-        parts.append(f"allowed: {listed or 'none'}")
-    return " ".join(parts)
+def jobs(room: str) -> ModuleType | None:
+    """The module `vit_efficient/<room>/jobs.py`, None where there is no such room or file."""
+    return _module(f"{room}.jobs") if room in _rooms() else None
+
+
+def job_names(room: str) -> list[str]:
+    """The jobs that a config of `room` has: the engine's and the room's own."""
+    module = jobs(room)
+    own = vars(module).items() if module else ()
+    return [*JOBS, *(name for name, member in own if _is_job(member, module))]
+
+
+def job(name: str, room: str) -> Callable:
+    """The function `job(config, workdir, *, own flags)` called `name`, of the engine or of `room`.
+
+    Raises ValueError with the nearest name where there is none.
+    """
+    names = job_names(room)
+    if name not in names:
+        raise ValueError(f"--job={name}: no such job, {nearest(name, names)}")
+    return load(JOBS[name]) if name in JOBS else getattr(jobs(room), name)
+
+
+def _rooms() -> list[str]:
+    return sorted(info.name for info in pkgutil.iter_modules(vit_efficient.__path__) if info.ispkg)
+
+
+def _module(name: str) -> ModuleType | None:
+    name = f"{vit_efficient.__name__}.{name}"
+    return importlib.import_module(name) if importlib.util.find_spec(name) else None
+
+
+def _is_job(member: Any, module: ModuleType) -> bool:
+    """True for a public function of the module's own that begins with (config, workdir)."""
+    return (inspect.isfunction(member) and member.__module__ == module.__name__
+            and not member.__name__.startswith("_")
+            and list(inspect.signature(member).parameters)[:2] == ["config", "workdir"])
