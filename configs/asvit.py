@@ -1,12 +1,14 @@
 """As-ViT on ImageNet-1k, 300 epochs with progressive tokenization (ICLR 2022).
 
-Expected top-1 at 224: small 81.2, base 82.5, large 83.5 (the authors' numbers). On digits, in two minutes: at least 98.
+Expected top-1 at 224: small 81.2, base 82.5, large 83.5 (the authors' numbers). On digits, in two
+minutes: at least 98.
 
     python -m vit_efficient.main --config=configs/asvit.py:digits
     python -m vit_efficient.main --config=configs/asvit.py:base,p56,imagefolder=PATH --workdir=DIR
 
-Words: small | base | large, digits, a schedule of the tokens (off | p18 | p37 | p56 | figure), imagefolder=PATH (a folder
-with train|val/<class>/*.jpg) and, last, arch=STRING (any topology, as 8,2,3,3|4,1,2,1|4,1,4,4|4,1,6,2|32,88).
+Words: small | base | large, digits, a schedule of the tokens (off | p18 | p37 | p56 | figure),
+imagefolder=PATH (a folder with train|val/<class>/*.jpg) and, last, arch=STRING (any topology, as
+8,2,3,3|4,1,2,1|4,1,4,4|4,1,6,2|32,88).
 """
 from typing import Literal
 

@@ -25,7 +25,8 @@ class State(struct.PyTreeNode):
 
 
 def make_state(number: int, width: int = 32) -> State:
-    """What a state may hold: named tuples, empty nodes, None, bool, bfloat16, scalars, an array without elements."""
+    """What a state may hold: named tuples, empty nodes, None, bool, bfloat16, scalars, an array
+    without elements."""
     rng = np.random.RandomState(number)
     params = {"blocks_0": {"kernel": jnp.float32(rng.randn(width, 16)), "bias": jnp.float32(rng.randn(16))},
               "head": {"kernel": jnp.asarray(rng.randn(16, 8), jnp.bfloat16), "none": jnp.zeros((0, 3))}, "pool": {}}
@@ -37,7 +38,8 @@ def make_state(number: int, width: int = 32) -> State:
 
 
 def spread(tree, *axes: int):
-    """The tree's arrays over a mesh of 8 devices, large ones split along both axes of the mesh; or on one device."""
+    """The tree's arrays over a mesh of 8 devices, large ones split along both axes of the mesh; or
+    on one device."""
     if not axes:
         return jax.tree.map(lambda x: jax.device_put(x, jax.devices()[0]), tree)
     mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(axes), ("data", "fsdp"))

@@ -1,4 +1,5 @@
-"""Hurting checkpoints. `python -m tests.test_checkpoint_damage 200` damages files 200 times and counts."""
+"""Hurting checkpoints. `python -m tests.test_checkpoint_damage 200` damages files 200 times and
+counts."""
 import collections
 import gc
 from pathlib import Path
@@ -41,7 +42,8 @@ DAMAGES = ("flip", "flip", "truncate", "delete")
 def attack(pristine: Path, directory: Path, number: int) -> tuple[str, str]:
     """Hurts one file of step 2 in a copy of `pristine` and restores; returns (damage, outcome).
 
-    Every file meets every damage in turn. Raises AssertionError where a state comes back that was never saved.
+    Every file meets every damage in turn. Raises AssertionError where a state comes back that was
+    never saved.
     """
     rng = random.Random(number)
     shutil.copytree(pristine, directory)
@@ -66,7 +68,8 @@ def attack(pristine: Path, directory: Path, number: int) -> tuple[str, str]:
 def test_no_damage_is_silent(first, two_steps, tmp_path):
     outcomes = {attack(two_steps, tmp_path / str(number), number)[1] for number in range(first, first + 8)}
     assert outcomes <= {"set aside", "harmless"}
-    gc.collect()                # Orbax's reads that were left half done complain here rather than in another test
+    # Orbax's reads that were left half done complain here rather than in another test
+    gc.collect()
 
 
 def test_a_leaf_that_orbax_leaves_out_is_noticed(directory):
@@ -152,7 +155,8 @@ def test_a_failed_save_is_an_error_soon(where, directory):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     checkpoints, state = Checkpoints(directory), {"w": jax.random.normal(jax.random.key(0), (2**20,))}
     try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, limits[1]))       # as a full disk: a write fails half way
+        # as a full disk: a write fails half way
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, limits[1]))
         checkpoints.save(3, state)
         with pytest.raises(Exception, match="(?i)too large|EFBIG"):
             if where == "due":

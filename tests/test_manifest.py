@@ -34,7 +34,8 @@ def slow_fingerprint(x: np.ndarray) -> str:
 
 @st.composite
 def arrays_of_bits(draw):
-    """Arrays of any of the types and any bits, infinities and denormal numbers among them; 2 axes, a few sizes."""
+    """Arrays of any of the types and any bits, infinities and denormal numbers among them; 2 axes,
+    a few sizes."""
     dtype, shape = np.dtype(draw(st.sampled_from(TYPES))), draw(st.sampled_from([(3, 5), (4, 1)]))
     if dtype == bool:
         return draw(arrays.arrays(bool, shape))
@@ -109,7 +110,8 @@ def test_a_sealed_record_is_whole_or_refused():
         for bit in range(7):
             damaged = text[:i] + chr(ord(text[i]) ^ 1 << bit) + text[i + 1:]
             try:
-                assert checksum(unseal(damaged)) == seal(record)["checksum"]    # a changed kind of white space
+                # a changed kind of white space
+                assert checksum(unseal(damaged)) == seal(record)["checksum"]
             except ValueError:
                 pass
         with pytest.raises(ValueError):

@@ -110,7 +110,8 @@ def test_adamw_is_the_textbook_form():
 
 
 def test_decay_groups_are_scalas():
-    """The official groups of a distilled DeiT: matrices decay; biases, norms, tokens and positions do not."""
+    """The official groups of a distilled DeiT: matrices decay; biases, norms, tokens and positions
+    do not."""
     _, config = load("scala/schedule")
     shapes = {"kernel": (2, 2), "scale": (2,), "bias": (2,), "cls_token": (1, 1, 2), "pos_embed": (1, 4, 2)}
     params = {name: jnp.zeros(shape) for name, shape in shapes.items()}

@@ -127,7 +127,8 @@ def test_a_step_that_is_not_finite_leaves_only_its_count():
 
 
 def test_randomness_follows_the_step_number_alone():
-    """A copy of the state at step 2 goes on with the same bits; the same batch at another step drops other units."""
+    """A copy of the state at step 2 goes on with the same bits; the same batch at another step
+    drops other units."""
     state, step = prepare(rate=0.5)
     for i in range(2):
         state, _ = step(state, batch(i))
@@ -142,7 +143,8 @@ def test_randomness_follows_the_step_number_alone():
 
 
 def test_masks_hold_and_a_topology_step_moves_them():
-    """Half of the classifier is masked; its own program grows weights where the gradient is large."""
+    """Half of the classifier is masked; its own program grows weights where the gradient is
+    large."""
     def init(params, key):
         return {"head": {"kernel": jnp.arange(96 * K).reshape(96, K) % 2 == 0}}
 

@@ -1,4 +1,5 @@
-"""Speed of a run's own parts, as ratios within one process: the step of every phase, its input, and the host's share."""
+"""Speed of a run's own parts, as ratios within one process: the step of every phase, its input, and
+the host's share."""
 import json
 from pathlib import Path
 import time
@@ -25,7 +26,8 @@ def images(run: Run, phase) -> dict:
 
 
 def time_steps(programs: dict, state, frozen: dict, batches: dict, rounds: int) -> tuple[dict, dict]:
-    """Median seconds of a step of each program, and of the host's work to start one, over `rounds` in turns."""
+    """Median seconds of a step of each program, and of the host's work to start one, over `rounds`
+    in turns."""
     seconds, host = {phase: [] for phase in programs}, {phase: [] for phase in programs}
     for turn in range(rounds + 1):
         for phase, program in programs.items():
@@ -42,7 +44,8 @@ def time_steps(programs: dict, state, frozen: dict, batches: dict, rounds: int) 
 
 def benchmark(config: ConfigDict, workdir: Path, *, rounds: Count = 5, input_batches: Count = 20,
               out: str = "") -> dict:
-    """Times the training step of every phase and the input pipeline; prints a table, returns it, stores it as `out`.
+    """Times the training step of every phase and the input pipeline; prints a table, returns it,
+    stores it as `out`.
 
     The phases take turns in one process, so that their ratios stand whatever else the machine does.
     """

@@ -1,9 +1,10 @@
-"""Checkpoints that are whole or not used: saved in the background, verified bit by bit when they are read.
+"""Checkpoints that are whole or not used: saved in the background, verified bit by bit when they
+are read.
 
-A step directory holds two items, committed by one rename: `state`, the arrays in Orbax's files, as nested dicts whose
-paths are those of the train state, and `manifest`, one JSON record {"format", "step", "leaves", "metrics", "extra",
-"checksum"}. A restored state has the shapes, dtypes and fingerprints of its manifest; a step that has not is set aside
-and the one before it is taken.
+A step directory holds two items, committed by one rename: `state`, the arrays in Orbax's files, as
+nested dicts whose paths are those of the train state, and `manifest`, one JSON record {"format",
+"step", "leaves", "metrics", "extra", "checksum"}. A restored state has the shapes, dtypes and
+fingerprints of its manifest; a step that has not is set aside and the one before it is taken.
 """
 from collections.abc import Callable
 import json
@@ -31,13 +32,16 @@ class DamagedCheckpoint(Exception):
 
 
 class Checkpoints:
-    """The checkpoints of one run, in `directory`; a context manager whose end waits for the last save.
+    """The checkpoints of one run, in `directory`; a context manager whose end waits for the last
+    save.
 
-    Every process calls the same methods in the same order; process 0's view of the directory decides for all.
+    Every process calls the same methods in the same order; process 0's view of the directory
+    decides for all.
 
     Args:
       directory: where the steps stand; made if it is missing.
-      read_only: for a reader of a run that may be somebody else's: nothing is saved, cleaned or renamed.
+      read_only: for a reader of a run that may be somebody else's: nothing is saved, cleaned or
+        renamed.
       keep: how many of the newest steps stay, besides the best by `metrics["top1"]`.
       every_epochs: save each time that this many epochs are done (`due`); 0: never for that reason.
       every_minutes: save when the last save is so long ago (`overdue`); 0: never for that reason.
@@ -75,18 +79,21 @@ class Checkpoints:
         return _best(self.steps(), self._score)
 
     def due(self, step: int, steps_per_epoch: int) -> bool:
-        """True after every `every_epochs`, in whole steps; raises the error of a save that has failed meanwhile."""
+        """True after every `every_epochs`, in whole steps; raises the error of a save that has
+        failed meanwhile."""
         if self._saving and not self._manager.is_saving_in_progress():
             self.wait()
         return self.every_epochs > 0 and step % max(round(self.every_epochs * steps_per_epoch), 1) == 0
 
     def overdue(self) -> bool:
-        """True where the last save is `every_minutes` ago on process 0's clock; all processes ask at the same step."""
+        """True where the last save is `every_minutes` ago on process 0's clock; all processes ask
+        at the same step."""
         seconds = time.monotonic() - self._saved_at
         return self.every_minutes > 0 and _from_first(lambda: seconds > 60 * self.every_minutes)
 
     def save(self, step: int, state, metrics: dict[str, float] | None = None, extra: dict | None = None) -> None:
-        """Copies `state` off the devices and writes it in the background; it may be donated at once.
+        """Copies `state` off the devices and writes it in the background; it may be donated at
+        once.
 
         A step that is there stays as it is. Waits for the save before, whose error it raises.
 
@@ -107,7 +114,8 @@ class Checkpoints:
         self._saving = True
 
     def restore(self, like, step: int | str | None = None):
-        """The state of a step, verified, on the shardings of `like`; or None where the directory holds no step.
+        """The state of a step, verified, on the shardings of `like`; or None where the directory
+        holds no step.
 
         Args:
           like: the state as `jax.ShapeDtypeStruct`s with shardings.
@@ -117,14 +125,16 @@ class Checkpoints:
           (step, state, the manifest's record).
 
         Raises:
-          ValueError: `like` is another state than the saved one (all differences are listed), the step is not there,
-            or it is of a newer format. Nothing on disk has changed.
-          DamagedCheckpoint: the step that was asked for is damaged, or all are. Nothing on disk has changed.
+          ValueError: `like` is another state than the saved one (all differences are listed), the
+            step is not there, or it is of a newer format. Nothing on disk has changed.
+          DamagedCheckpoint: the step that was asked for is damaged, or all are. Nothing on disk has
+            changed.
         """
         return self._restore(like, step, parts=None)
 
     def restore_parts(self, like: dict, step: int | str | None = None):
-        """As `restore`, of the state's parts that `like` names ({"params": ..., "ema": ...}), and these alone."""
+        """As `restore`, of the state's parts that `like` names ({"params": ..., "ema": ...}), and
+        these alone."""
         return self._restore(like, step, parts=tuple(like))
 
     def wait(self) -> None:
@@ -196,10 +206,12 @@ class Checkpoints:
         return record if record["step"] == step else f"the manifest is that of step {record['step']}"
 
     def _arrays(self, step: int, like) -> tuple[object, str]:
-        """(the state on the shardings of `like`, "") or (None, why it cannot be read); waits for no other process."""
+        """(the state on the shardings of `like`, "") or (None, why it cannot be read); waits for no
+        other process."""
         named, nested = named_leaves(like), _nested(like)
         assert all(leaf.sharding for leaf in named.values()), "without a sharding Orbax takes that of the save"
-        # Not through the manager, whose barriers would hold the other processes where one cannot read its shards.
+        # Not through the manager, whose barriers would hold the other processes where one cannot
+        # read its shards.
         handler = ocp.PyTreeCheckpointHandler()
         try:
             restored = handler.restore(self.directory / str(step) / "state", args=ocp.args.PyTreeRestore(
@@ -216,7 +228,8 @@ class Checkpoints:
             handler.close()
 
     def _set_aside(self, damaged: dict[int, str], used: int) -> None:
-        """Reports damaged steps and, unless this is a reader, renames them: process 0, while the others wait."""
+        """Reports damaged steps and, unless this is a reader, renames them: process 0, while the
+        others wait."""
         for step, reason in damaged.items():
             self._top1.pop(step, None)
             if jax.process_index() == 0:
@@ -245,7 +258,8 @@ def read_weights(workdir: Path, weights: str, like: dict) -> tuple[int, dict]:
 
     Args:
       weights: "best", "latest" or a step.
-      like: the parts to read, {"params": ..., "ema": ...}, as `jax.ShapeDtypeStruct`s with shardings.
+      like: the parts to read, {"params": ..., "ema": ...}, as `jax.ShapeDtypeStruct`s with
+        shardings.
 
     Raises ValueError where there is no such checkpoint or it is of another model.
     """
@@ -258,7 +272,8 @@ def read_weights(workdir: Path, weights: str, like: dict) -> tuple[int, dict]:
 
 
 class _NewestAndBest:
-    """Orbax's preservation policy: by number, not by the order of saving, and the best also across restarts."""
+    """Orbax's preservation policy: by number, not by the order of saving, and the best also across
+    restarts."""
 
     def __init__(self, keep: int, score: Callable[[int], float | None]):
         self._keep, self._score = keep, score
@@ -270,7 +285,8 @@ class _NewestAndBest:
 
 
 def _nested(tree) -> dict:
-    """Nested dicts of the leaves that have elements: Orbax stores no empty array, and `like` knows the empty nodes."""
+    """Nested dicts of the leaves that have elements: Orbax stores no empty array, and `like` knows
+    the empty nodes."""
     return traverse_util.unflatten_dict({name: leaf for name, leaf in named_leaves(tree).items() if leaf.size}, sep="/")
 
 
@@ -289,7 +305,8 @@ def _reason(error: Exception) -> str:
 
 
 def _from_first(ask: Callable):
-    """What `ask` returns on process 0, a JSON value, on every process; a device collective where there are several."""
+    """What `ask` returns on process 0, a JSON value, on every process; a device collective where
+    there are several."""
     if jax.process_count() == 1:
         return ask()
     text = json.dumps(ask() if jax.process_index() == 0 else None).encode()

@@ -1,4 +1,5 @@
-"""Evaluation: every example exactly once, for any batch size, on any number of devices and hosts."""
+"""Evaluation: every example exactly once, for any batch size, on any number of devices and
+hosts."""
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,17 +19,20 @@ from vit_efficient.run import Run, assemble
 
 
 def scores(logits: jax.Array, batch: dict) -> dict[str, tuple[jax.Array, jax.Array]]:
-    """Sums over the images of weight 1 and their count: loss (float32, nats), top1, top5; logits [B, K]."""
+    """Sums over the images of weight 1 and their count: loss (float32, nats), top1, top5; logits
+    [B, K]."""
     weight = batch["weight"]
     target = objectives.soft_targets(batch["label"], logits.shape[-1], 0.0)
     each = {"loss": optax.softmax_cross_entropy(logits.astype(jnp.float32), target),
             "top1": objectives.hits(logits, batch["label"]), "top5": objectives.hits(logits, batch["label"], 5)}
-    # A padded image may have any loss, also an infinite one: it is left out, not multiplied by zero.
+    # A padded image may have any loss, also an infinite one: it is left out, not multiplied by
+    # zero.
     return {name: (jnp.where(weight > 0, value, 0).sum(), weight.sum()) for name, value in each.items()}
 
 
 def make_program(run: Run, phase: Phase) -> Callable:
-    """`(weights, batch) -> {prediction: {metric: (sum, count)}}`, jitted: `weights` as of `state.weights`."""
+    """`(weights, batch) -> {prediction: {metric: (sum, count)}}`, jitted: `weights` as of
+    `state.weights`."""
     predictions = run.objective(phase).predictions
     forward = objectives.bind(run.model, phase, run.phases.scalars)
 
@@ -56,8 +60,9 @@ class Validation:
         return step % self.every_steps == 0 or step == self.run.phases.total
 
     def __call__(self, fields: dict, step: int, phase: Phase = Phase()) -> dict[str, float]:
-        """Means over the split: `top1`, `top5`, `loss` of the raw weights and `..._ema` of the averaged ones, at the
-        run's last setting and, where that of `phase` is another, also at its own: `..._stride16`."""
+        """Means over the split: `top1`, `top5`, `loss` of the raw weights and `..._ema` of the
+        averaged ones, at the run's last setting and, where that of `phase` is another, also at its
+        own: `..._stride16`."""
         last = self.run.phases.phase_at(self.run.phases.total - 1)
         settings = {"": Phase(model=last.model)}
         if phase.model and phase.model != last.model:
@@ -97,9 +102,11 @@ def table(values: dict[str, float]) -> str:
 
 def evaluate(config: ConfigDict, workdir: Path, *, split: Literal["train", "val"] = "val",
              weights: str = "best") -> dict[str, float]:
-    """Scores a checkpoint of `workdir` (its best or latest one, or a step) on a split, without augmentation.
+    """Scores a checkpoint of `workdir` (its best or latest one, or a step) on a split, without
+    augmentation.
 
-    Prints the table and returns it; nothing is written. Raises ValueError where there is no such checkpoint.
+    Prints the table and returns it; nothing is written. Raises ValueError where there is no such
+    checkpoint.
     """
     run = assemble(config)
     step, fields = read_weights(workdir, weights, run.abstract_state())

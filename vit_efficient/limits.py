@@ -1,7 +1,8 @@
 """What a config value may be: ranges for the annotations of the functions that read configs.
 
-A group of a config is the keyword-only arguments of one function, so its schema is that function's signature:
-`lr: Positive` says type and range, `Literal["a", "b"]` says choices. `config.check` reads both.
+A group of a config is the keyword-only arguments of one function, so its schema is that function's
+signature: `lr: Positive` says type and range, `Literal["a", "b"]` says choices. `config.check`
+reads both.
 """
 import math
 from typing import Annotated, NamedTuple
@@ -28,6 +29,7 @@ class Range(NamedTuple):
 Positive = Annotated[float, Range(0, above=True)]
 NonNegative = Annotated[float, Range(0)]
 Fraction = Annotated[float, Range(0, 1)]
-Rate = Annotated[float, Range(0, 1, below=True)]        # a probability of dropping: 1 would drop everything
+# a probability of dropping: 1 would drop everything
+Rate = Annotated[float, Range(0, 1, below=True)]
 Count = Annotated[int, Range(1)]
 Whole = Annotated[int, Range(0)]

@@ -1,7 +1,9 @@
-"""What a tree of arrays holds: shape, dtype and a 64-bit fingerprint of every leaf, under readable path names.
+"""What a tree of arrays holds: shape, dtype and a 64-bit fingerprint of every leaf, under readable
+path names.
 
-Array files of a checkpoint carry no checksum: a flipped bit comes back as a weight. A fingerprint is computed on the
-devices, from the global array, as a sum of mixed words; a sum has no order, so the sharding does not matter.
+Array files of a checkpoint carry no checksum: a flipped bit comes back as a weight. A fingerprint
+is computed on the devices, from the global array, as a sum of mixed words; a sum has no order, so
+the sharding does not matter.
 """
 import hashlib
 import json
@@ -27,10 +29,11 @@ def describe(tree) -> dict[str, dict]:
 
 
 def manifest(tree) -> dict[str, dict]:
-    """Path -> {"shape", "dtype", "fingerprint"} of every leaf, a jax or numpy array; waits for the devices.
+    """Path -> {"shape", "dtype", "fingerprint"} of every leaf, a jax or numpy array; waits for the
+    devices.
 
-    The fingerprint is 16 hexadecimal digits of the leaf's bits in their order. With several processes all of them call,
-    and all get the same.
+    The fingerprint is 16 hexadecimal digits of the leaf's bits in their order. With several
+    processes all of them call, and all get the same.
     """
     sums = jax.device_get({name: _sums(_whole_words(leaf)) for name, leaf in named_leaves(tree).items()})
     return {name: entry | {"fingerprint": "".join(f"{lane:08x}" for lane in sums[name])}
@@ -38,7 +41,8 @@ def manifest(tree) -> dict[str, dict]:
 
 
 def compare(expected: dict[str, dict], found: dict[str, dict]) -> list[str]:
-    """One line for each difference; `found` may come from `describe`, which has no fingerprints to compare."""
+    """One line for each difference; `found` may come from `describe`, which has no fingerprints to
+    compare."""
     lines = [f"{name}: missing, expected {_text(expected[name])}" for name in expected.keys() - found.keys()]
     lines += [f"{name}: not expected, found {_text(found[name])}" for name in found.keys() - expected.keys()]
     for name in expected.keys() & found.keys():
@@ -54,7 +58,8 @@ def checksum(record: dict) -> str:
 
 
 def seal(record: dict) -> dict:
-    """The record as JSON will give it back, with its checksum; raises TypeError for what JSON cannot hold."""
+    """The record as JSON will give it back, with its checksum; raises TypeError for what JSON
+    cannot hold."""
     record = json.loads(json.dumps(record))
     return record | {"checksum": checksum(record)}
 
@@ -78,7 +83,8 @@ def _whole_words(leaf):
     return np.ascontiguousarray(leaf).reshape(*leaf.shape, 1).view(np.uint32) if wide else leaf
 
 
-# Multipliers and shifts of two 32-bit mixers (MurmurHash3's finalizer; C. Wellons' lowbias32): bijections of a word.
+# Multipliers and shifts of two 32-bit mixers (MurmurHash3's finalizer; C. Wellons' lowbias32):
+# bijections of a word.
 _LANES = ((16, 0x85EBCA6B, 13, 0xC2B2AE35, 16), (16, 0x7FEB352D, 15, 0x846CA68B, 16))
 
 
@@ -91,10 +97,11 @@ def _mix(x: jax.Array, lane: tuple[int, ...]) -> jax.Array:
 
 @jax.jit
 def _sums(x: jax.Array) -> tuple[jax.Array, ...]:
-    """Two uint32 sums over the elements of mix(bits ^ mix(index + 1)), modulo 2^32; compiled once a shape and dtype.
+    """Two uint32 sums over the elements of mix(bits ^ mix(index + 1)), modulo 2^32; compiled once a
+    shape and dtype.
 
-    For a given index the term is a bijection of the bits, so a change of one element always changes both sums; any
-    other change escapes with a chance of 2^-64.
+    For a given index the term is a bijection of the bits, so a change of one element always changes
+    both sums; any other change escapes with a chance of 2^-64.
     """
     bits = x if x.dtype == bool else jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
     index = jnp.ones(x.shape, jnp.uint32)

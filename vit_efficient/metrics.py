@@ -1,4 +1,5 @@
-"""What a run says: `metrics.jsonl`, TensorBoard events and the progress line, from metrics that are `(sum, count)`."""
+"""What a run says: `metrics.jsonl`, TensorBoard events and the progress line, from metrics that are
+`(sum, count)`."""
 import json
 import logging
 import math
@@ -33,10 +34,11 @@ class Mean:
 
 
 class Writer:
-    """Writes a record a line to `metrics.jsonl` and the same numbers as TensorBoard events, on process 0 alone.
+    """Writes a record a line to `metrics.jsonl` and the same numbers as TensorBoard events, on
+    process 0 alone.
 
-    A run that resumes at `start` first takes out what an earlier try wrote of later steps (and a line torn by a
-    kill), so every step stands in the file once.
+    A run that resumes at `start` first takes out what an earlier try wrote of later steps (and a
+    line torn by a kill), so every step stands in the file once.
     """
 
     def __init__(self, workdir: Path, start: int):
@@ -49,7 +51,8 @@ class Writer:
                 str(workdir / "tensorboard"), purge_step=start + 1, filename_suffix=f".{start:012}")
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Stores finite numbers; what is not finite stands as `null` in the file and is left out of TensorBoard."""
+        """Stores finite numbers; what is not finite stands as `null` in the file and is left out of
+        TensorBoard."""
         if not self._active:
             return
         clean = {name: float(v) if math.isfinite(v) else None for name, v in values.items()}
@@ -67,7 +70,8 @@ class Writer:
 
 
 def read(path: Path) -> list[dict]:
-    """The records of a `metrics.jsonl`, in order; a torn last line is left out, a missing file has none."""
+    """The records of a `metrics.jsonl`, in order; a torn last line is left out, a missing file has
+    none."""
     records = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
@@ -87,8 +91,8 @@ def rewrite(path: Path, records: list[dict]) -> None:
 class Progress:
     """The progress line: a bar that rewrites itself on a terminal, plain lines in a log.
 
-    `work[s]` is the work (multiply-adds, any unit) of the steps before s: time left is told by work, since a step of
-    a coarse phase costs a fraction of a fine one.
+    `work[s]` is the work (multiply-adds, any unit) of the steps before s: time left is told by
+    work, since a step of a coarse phase costs a fraction of a fine one.
     """
 
     def __init__(self, work, batch_size: int, start: int):
@@ -97,7 +101,8 @@ class Progress:
         self._terminal = sys.stderr.isatty() and jax.process_index() == 0
 
     def pause(self, seconds: float) -> None:
-        """Time that was not training (an evaluation, a checkpoint): it is not counted as step time."""
+        """Time that was not training (an evaluation, a checkpoint): it is not counted as step
+        time."""
         self._paused += seconds
 
     def line(self, step: int, values: dict[str, float], waited: float) -> dict[str, float]:
@@ -136,7 +141,8 @@ def clock(seconds: float) -> str:
 
 
 def draw_curves(workdir: Path) -> Path:
-    """`curves.png`: loss and accuracy over steps, from `metrics.jsonl`, with a line at every change of phase."""
+    """`curves.png`: loss and accuracy over steps, from `metrics.jsonl`, with a line at every change
+    of phase."""
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot

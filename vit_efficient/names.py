@@ -1,4 +1,5 @@
-"""Path of an array in a Flax tree <-> its official name in the authors' state_dict, and the layout of the array.
+"""Path of an array in a Flax tree <-> its official name in the authors' state_dict, and the layout
+of the array.
 
 One rule for every model: `blocks_3/attn/qkv/kernel` is `blocks.3.attn.qkv.weight`, transposed.
 """
@@ -15,7 +16,8 @@ def official(path: tuple[str, ...]) -> str:
 
 
 def to_official(path: tuple[str, ...], array: np.ndarray) -> np.ndarray:
-    """The array in torch's layout: Linear [in, out] -> [out, in], convolution HWIO -> OIHW, others as they are."""
+    """The array in torch's layout: Linear [in, out] -> [out, in], convolution HWIO -> OIHW, others
+    as they are."""
     if path[-1] != "kernel":
         return array
     return array.T if array.ndim == 2 else array.transpose(3, 2, 0, 1)

@@ -1,5 +1,5 @@
-"""The objective seam: what a step minimises. An objective returns gradients, because only it knows how many passes a
-step has; `predictions` names the outputs that an evaluation scores.
+"""The objective seam: what a step minimises. An objective returns gradients, because only it knows
+how many passes a step has; `predictions` names the outputs that an evaluation scores.
 """
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,27 +13,28 @@ from vit_efficient.phases import Phase
 
 
 class Aux(NamedTuple):
-    """What a step learns besides the loss: metrics as `(sum, count)`, the model's collections after the pass, and
-    signals for a topology update."""
+    """What a step learns besides the loss: metrics as `(sum, count)`, the model's collections after
+    the pass, and signals for a topology update."""
     metrics: dict = {}
     collections: dict = {}
     signals: dict = {}
 
 
 class Objective(NamedTuple):
-    """`gradients(params, fixed, batch, key) -> ((loss, Aux), gradients)`;
-    `predictions(forward, params, fixed, images) -> {name: logits [B, K]}`; `needs` lists the knobs of the model that
-    it uses."""
+    """`gradients(params, fixed, batch, key) -> ((loss, Aux), gradients)`; `predictions(forward,
+    params, fixed, images) -> {name: logits [B, K]}`; `needs` lists the knobs of the model that it
+    uses."""
     gradients: Callable
     predictions: Callable
     needs: tuple[str, ...] = ()
 
 
 def bind(model, phase: Phase, scalars: dict[str, Callable]) -> Callable:
-    """The forward function that an objective gets: `(params, fixed, images, key, **knobs) -> (outputs, collections)`.
+    """The forward function that an objective gets: `(params, fixed, images, key, **knobs) ->
+    (outputs, collections)`.
 
-    The phase's static knobs and the step's scalars (functions of the traced step) are in it. With a key it is a
-    training pass, with `None` an evaluation, which changes no collection.
+    The phase's static knobs and the step's scalars (functions of the traced step) are in it. With a
+    key it is a training pass, with `None` an evaluation, which changes no collection.
     """
     def forward(params, fixed, images, key, **knobs):
         traced = {name: at(fixed["step"]) for name, at in scalars.items()}
@@ -52,15 +53,17 @@ def one_classifier(forward: Callable, params: dict, fixed: dict, images: jax.Arr
 
 
 def soft_targets(label: jax.Array, num_classes: int, smoothing: float) -> jax.Array:
-    """Smoothed one-hot labels: int [B] -> float32 [B, K], off `smoothing/K`, on `1 - smoothing + smoothing/K`;
-    labels that are distributions already [B, K] pass through unchanged (they were smoothed when they were mixed)."""
+    """Smoothed one-hot labels: int [B] -> float32 [B, K], off `smoothing/K`, on `1 - smoothing +
+    smoothing/K`; labels that are distributions already [B, K] pass through unchanged (they were
+    smoothed when they were mixed)."""
     if label.ndim == 2:
         return label
     return optax.smooth_labels(jax.nn.one_hot(label, num_classes), smoothing)
 
 
 def hits(logits: jax.Array, label: jax.Array, k: int = 1) -> jax.Array:
-    """float32 [B]: 1 where the label (the likeliest class of a mixed one) is among the `k` largest logits."""
+    """float32 [B]: 1 where the label (the likeliest class of a mixed one) is among the `k` largest
+    logits."""
     label = label if label.ndim == 1 else label.argmax(-1)
     own = jnp.take_along_axis(logits, label[:, None], -1)
     # Ties and undefined logits count against the model: neither constants nor NaN may score.
@@ -69,9 +72,11 @@ def hits(logits: jax.Array, label: jax.Array, k: int = 1) -> jax.Array:
 
 
 def supervised(forward: Callable, phase: Phase, teacher, *, label_smoothing: Rate = 0.0) -> Objective:
-    """Soft cross-entropy, mean over the batch in float32 (spec of every recipe): -sum_k y_k log softmax(z)_k.
+    """Soft cross-entropy, mean over the batch in float32 (spec of every recipe): -sum_k y_k log
+    softmax(z)_k.
 
-    Integer labels are smoothed by `label_smoothing`; a distilled model's two outputs share the labels.
+    Integer labels are smoothed by `label_smoothing`; a distilled model's two outputs share the
+    labels.
     """
     def loss(params, fixed, batch, key):
         outputs, collections = forward(params, fixed, batch["image"], key)

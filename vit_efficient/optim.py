@@ -11,8 +11,8 @@ from vit_efficient.phases import Length
 
 
 class Optimizer(NamedTuple):
-    """`transform` gives the direction of an update and `learning_rate(step) -> float32 []` its size. They are apart so
-    that the rate follows the step number also after a skipped step."""
+    """`transform` gives the direction of an update and `learning_rate(step) -> float32 []` its
+    size. They are apart so that the rate follows the step number also after a skipped step."""
     transform: optax.GradientTransformation
     learning_rate: Callable
 
@@ -22,7 +22,8 @@ class Optimizer(NamedTuple):
 
 
 def decays(no_decay: tuple[str, ...]) -> Callable[[dict], dict]:
-    """Which parameters decay (every recipe's rule): those of two or more axes whose own name is not in `no_decay`."""
+    """Which parameters decay (every recipe's rule): those of two or more axes whose own name is not
+    in `no_decay`."""
     def mask(params: dict) -> dict:
         return jax.tree_util.tree_map_with_path(
             lambda path, leaf: leaf.ndim > 1 and path[-1].key not in no_decay, params)
@@ -30,10 +31,12 @@ def decays(no_decay: tuple[str, ...]) -> Callable[[dict], dict]:
 
 
 def cosine(peak: float, total: float, warmup: float, warmup_lr: float, min_lr: float) -> Callable:
-    """Cosine over all of `total` steps, with a linear ramp up to the value that it has at the end of the warm-up.
+    """Cosine over all of `total` steps, with a linear ramp up to the value that it has at the end
+    of the warm-up.
 
-    As-ViT's form (spec asvit.md 8.3): `cos(t) = min + (peak - min) (1 + cos(pi t / total)) / 2`, below the warm-up
-    `warmup_lr + (cos(warm) - warmup_lr) t / warm`. Continuous, evaluated at every step.
+    As-ViT's form (spec asvit.md 8.3): `cos(t) = min + (peak - min) (1 + cos(pi t / total)) / 2`,
+    below the warm-up `warmup_lr + (cos(warm) - warmup_lr) t / warm`. Continuous, evaluated at every
+    step.
     """
     def at(t):
         t = jnp.asarray(t, jnp.float32)
@@ -44,15 +47,17 @@ def cosine(peak: float, total: float, warmup: float, warmup_lr: float, min_lr: f
 
 def official(peak: float, epochs: float, warmup: float, warmup_lr: float, min_lr: float, *,
              lag: int = 1, halved: int = 0) -> Callable:
-    """The DeiT trainer's rate of epoch e, constant within it (spec svite.md 6): `g(max(e - lag, 0))` with
+    """The DeiT trainer's rate of epoch e, constant within it (spec svite.md 6): `g(max(e - lag,
+    0))` with
 
         g(t) = warmup_lr + t (peak - warmup_lr) / warmup                   t < warmup
                min_lr + (peak - min_lr) (1 + cos(pi t / epochs)) / 2       t < epochs, not shifted by the warm-up
                min_lr                                                      from there on (DVT's cool-down)
 
-    The trainers of DeiT, SReT and SViTE step their schedule after an epoch with that epoch's own number: epoch e runs
-    at g(e - 1), epoch 0 at the starting value (`lag=1`); DVT's does not (`lag=0`). Scala halves g(t) for t < `halved`
-    (10, spec scala.md 5.5), but not the starting value.
+    The trainers of DeiT, SReT and SViTE step their schedule after an epoch with that epoch's own
+    number: epoch e runs at g(e - 1), epoch 0 at the starting value (`lag=1`); DVT's does not
+    (`lag=0`). Scala halves g(t) for t < `halved` (10, spec scala.md 5.5), but not the starting
+    value.
     """
     def g(t):
         ramp = warmup_lr + t * (peak - warmup_lr) / max(warmup, 1)
@@ -74,8 +79,9 @@ def learning_rate(length: Length, *, lr: Positive, lr_batch: Count | None = None
                   cooldown_epochs: Whole = 0) -> Callable:
     """step -> learning rate, float32 []; see `cosine` and `official` for the two forms.
 
-    `lr` is the peak, for a batch of `lr_batch` images (then scaled linearly to the run's batch) or as it stands.
-    `lag`, `halved_epochs` and `cooldown_epochs` (run at `min_lr` at the end, DVT) belong to the official form.
+    `lr` is the peak, for a batch of `lr_batch` images (then scaled linearly to the run's batch) or
+    as it stands. `lag`, `halved_epochs` and `cooldown_epochs` (run at `min_lr` at the end, DVT)
+    belong to the official form.
     """
     epochs = length.epochs - cooldown_epochs
     if not 0 <= warmup_epochs < epochs:
@@ -97,7 +103,8 @@ def make_optimizer(length: Length, no_decay: tuple[str, ...], *, lr: Positive, l
                    halved_epochs: Whole = 0, cooldown_epochs: Whole = 0, weight_decay: NonNegative = 0.05,
                    b1: Rate = 0.9, b2: Rate = 0.999, eps: Positive = 1e-8,
                    clip_norm: Positive | None = None) -> Optimizer:
-    """AdamW: decay decoupled and multiplied by the learning rate; gradients clipped to a global norm first."""
+    """AdamW: decay decoupled and multiplied by the learning rate; gradients clipped to a global
+    norm first."""
     rate = learning_rate(
         length, lr=lr, lr_batch=lr_batch, schedule=schedule, warmup_epochs=warmup_epochs, warmup_lr=warmup_lr,
         min_lr=min_lr, lag=lag, halved_epochs=halved_epochs, cooldown_epochs=cooldown_epochs)

@@ -1,7 +1,8 @@
-"""The phase seam: which static setting and which examples a step has. Every phase is one compiled program.
+"""The phase seam: which static setting and which examples a step has. Every phase is one compiled
+program.
 
-The loop, the loader, the plan and the benchmark ask the same two functions of the step number, so a resumed run is in
-the right phase by itself. ("Schedule" means the learning rate.)
+The loop, the loader, the plan and the benchmark ask the same two functions of the step number, so a
+resumed run is in the right phase by itself. ("Schedule" means the learning rate.)
 """
 from collections.abc import Callable
 from typing import NamedTuple
@@ -16,14 +17,16 @@ class Phase(NamedTuple):
 
 
 class Position(NamedTuple):
-    """Which examples a step holds: those of pass `epoch` from its `first` on, each `crops` times (crop-major)."""
+    """Which examples a step holds: those of pass `epoch` from its `first` on, each `crops` times
+    (crop-major)."""
     epoch: int
     first: int
     crops: int = 1
 
 
 class Length(NamedTuple):
-    """A run in examples and epochs; steps are optimiser steps and an incomplete last batch is left out."""
+    """A run in examples and epochs; steps are optimiser steps and an incomplete last batch is left
+    out."""
     examples: int
     batch_size: int
     epochs: float
@@ -39,7 +42,8 @@ class Length(NamedTuple):
 
 
 class Phases(NamedTuple):
-    """`scalars` are functions of the traced step that the forward function gets as keyword arguments."""
+    """`scalars` are functions of the traced step that the forward function gets as keyword
+    arguments."""
     total: int
     phase_at: Callable[[int], Phase]
     position: Callable[[int], Position]

@@ -1,4 +1,5 @@
-"""A run, assembled from its config: everything that can be wrong with a config is found here, before a compilation."""
+"""A run, assembled from its config: everything that can be wrong with a config is found here,
+before a compilation."""
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -75,7 +76,8 @@ class Run(NamedTuple):
         return {"teacher": jax.device_put(self.teacher[1], sharding.replicated(self.mesh))}
 
     def abstract_batch(self, size: int, phase: Phase = Phase()) -> dict:
-        """Shapes, dtypes and sharding of a training batch of `size` images as it comes from the host."""
+        """Shapes, dtypes and sharding of a training batch of `size` images as it comes from the
+        host."""
         side = dict(phase.data).get("image_size", self.image_size)
         array = partial(jax.ShapeDtypeStruct, sharding=sharding.batch_sharding(self.mesh))
         return {"image": array((size, side, side, 3), jnp.uint8), "label": array((size,), jnp.int32),
@@ -95,7 +97,8 @@ def options(group: ConfigDict) -> dict[str, Any]:
 
 
 def assemble(config: ConfigDict) -> Run:
-    """Builds every part of a run; raises ValueError naming the key for what does not fit together."""
+    """Builds every part of a run; raises ValueError naming the key for what does not fit
+    together."""
     data = open_data(**config.data)
     augment = make_augment(**config.augment)
     model = create_model(num_classes=data.num_classes, image_size=data.image_size, dtype=config.dtype, **config.model)
@@ -117,7 +120,8 @@ def assemble(config: ConfigDict) -> Run:
 
 
 def load_teacher(data: Data, *, workdir: str = "", weights: str = "best") -> tuple[nn.Module, dict]:
-    """`(model, variables)` of the run in `workdir`, at its step `weights` ("best", "latest" or a number)."""
+    """`(model, variables)` of the run in `workdir`, at its step `weights` ("best", "latest" or a
+    number)."""
     from vit_efficient.checkpoint import read_weights
     from vit_efficient.config import load_stored
     config = load_stored(Path(workdir))

@@ -1,4 +1,5 @@
-"""Where arrays live: one named mesh, one rule by shape. `data` splits the batch; `fsdp` splits the batch and the state."""
+"""Where arrays live: one named mesh, one rule by shape. `data` splits the batch; `fsdp` splits the
+batch and the state."""
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
@@ -24,7 +25,8 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def check_batch(mesh: Mesh, key: str, size: int, accumulate: int = 1) -> None:
-    """Raises ValueError unless `size` images split evenly over the devices (and `accumulate` parts of a step)."""
+    """Raises ValueError unless `size` images split evenly over the devices (and `accumulate` parts
+    of a step)."""
     unit = mesh.size * accumulate
     if size % unit:
         near = max(round(size / unit), 1) * unit
@@ -34,7 +36,8 @@ def check_batch(mesh: Mesh, key: str, size: int, accumulate: int = 1) -> None:
 
 
 def spec(mesh: Mesh, shape: tuple[int, ...]) -> PartitionSpec:
-    """The largest axis that `fsdp` divides is split over it (the last of equal ones); small arrays are replicated."""
+    """The largest axis that `fsdp` divides is split over it (the last of equal ones); small arrays
+    are replicated."""
     parts = mesh.shape["fsdp"]
     axes = [i for i, n in enumerate(shape) if n % parts == 0]
     if parts == 1 or not axes or np.prod(shape) < SMALL:

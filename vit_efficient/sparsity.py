@@ -4,8 +4,9 @@ from typing import NamedTuple
 
 
 class Sparsity(NamedTuple):
-    """`init(params, key) -> masks` (bool, `None` where nothing is masked), `apply(params, masks) -> params`,
-    `update(params, masks, gradients, signals, step, key) -> masks` at the steps of a topology phase."""
+    """`init(params, key) -> masks` (bool, `None` where nothing is masked), `apply(params, masks) ->
+    params`, `update(params, masks, gradients, signals, step, key) -> masks` at the steps of a
+    topology phase."""
     init: Callable
     apply: Callable
     update: Callable

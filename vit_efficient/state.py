@@ -1,4 +1,5 @@
-"""The train state: everything that decides the future of a run, and the only file that names its fields."""
+"""The train state: everything that decides the future of a run, and the only file that names its
+fields."""
 from flax import struct
 import jax
 import jax.numpy as jnp
@@ -7,10 +8,11 @@ import jax.numpy as jnp
 class State(struct.PyTreeNode):
     """One pytree of arrays; it is donated to every step and stored whole by every checkpoint.
 
-    `step` counts optimiser steps that were tried, `skipped` those whose update was dropped because a number in it was
-    not finite, `streak` how many of them came in a row up to now (all int32 []). `seed` uint32 [] is what a step's
-    randomness is folded from. `collections` is what a pass changes without a gradient (batch statistics) and what an
-    official file holds though nothing trains it (`constants`). `ema` is empty or a `Weights`.
+    `step` counts optimiser steps that were tried, `skipped` those whose update was dropped because
+    a number in it was not finite, `streak` how many of them came in a row up to now (all int32 []).
+    `seed` uint32 [] is what a step's randomness is folded from. `collections` is what a pass
+    changes without a gradient (batch statistics) and what an official file holds though nothing
+    trains it (`constants`). `ema` is empty or a `Weights`.
     """
     step: jax.Array
     seed: jax.Array
@@ -28,7 +30,8 @@ class State(struct.PyTreeNode):
 
 
 def create(seed: int, variables: dict, optimizer, sparsity, ema: bool) -> State:
-    """A fresh state around a model's `variables`; jittable, so that large states are born sharded."""
+    """A fresh state around a model's `variables`; jittable, so that large states are born
+    sharded."""
     params, collections = variables["params"], {k: v for k, v in variables.items() if k != "params"}
     seed = jnp.uint32(seed)
     masks = sparsity.init(params, jax.random.fold_in(jax.random.key(seed), 0x5EED))
@@ -43,6 +46,7 @@ WEIGHTS = ("params", "collections", "ema")    # what evaluation and export read 
 
 
 def weights(state, kind: str) -> dict:
-    """The `raw` or `ema` weights of a state (or of a dict of its fields) as `{"params", "collections"}`."""
+    """The `raw` or `ema` weights of a state (or of a dict of its fields) as `{"params",
+    "collections"}`."""
     fields = state if isinstance(state, dict) else {name: getattr(state, name) for name in WEIGHTS}
     return fields["ema"] if kind == "ema" else {name: fields[name] for name in ("params", "collections")}

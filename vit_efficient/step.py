@@ -1,6 +1,8 @@
-"""One training step: pure, in the papers' order, its randomness a function of the step number. Nothing else knows it.
+"""One training step: pure, in the papers' order, its randomness a function of the step number.
+Nothing else knows it.
 
-Device transforms, objective, optimiser, masks, EMA, topology (in its phases only), keep or skip, count.
+Device transforms, objective, optimiser, masks, EMA, topology (in its phases only), keep or skip,
+count.
 """
 from collections.abc import Callable
 
@@ -16,9 +18,11 @@ from vit_efficient.state import State
 
 
 def accumulated(gradients: Callable, parts: int) -> Callable:
-    """An objective's `gradients` over `parts` slices of the batch in turn, averaged: the memory of one slice.
+    """An objective's `gradients` over `parts` slices of the batch in turn, averaged: the memory of
+    one slice.
 
-    Every `parts`-th example goes to a slice, so that each device keeps its own share of every slice.
+    Every `parts`-th example goes to a slice, so that each device keeps its own share of every
+    slice.
     """
     if parts == 1:
         return gradients
@@ -43,10 +47,11 @@ def accumulated(gradients: Callable, parts: int) -> Callable:
 
 def make_step(objective, optimizer: optim.Optimizer, sparsity: Sparsity, phase: Phase, on_device: Callable, *,
               ema_decay: Rate = 0.0, accumulate: Count = 1, stop_after_skips: Count = 10) -> Callable:
-    """`step(state, frozen, batch) -> (state, metrics)`: to be jitted with `state` donated; no host sync.
+    """`step(state, frozen, batch) -> (state, metrics)`: to be jitted with `state` donated; no host
+    sync.
 
-    `frozen` is what never changes (a teacher's weights). Metrics are `(sum, count)`, on the device. `ema_decay` 0 is
-    no EMA; the loop ends the run after `stop_after_skips` skipped steps in a row.
+    `frozen` is what never changes (a teacher's weights). Metrics are `(sum, count)`, on the device.
+    `ema_decay` 0 is no EMA; the loop ends the run after `stop_after_skips` skipped steps in a row.
     """
     gradients = accumulated(objective.gradients, accumulate)
 

@@ -22,7 +22,8 @@ def overview(run: Run) -> str:
 
 
 def summary(config: ConfigDict, workdir: Path) -> dict[str, dict[str, int]]:
-    """Prints and returns `{part: {"parameters", "macs"}}` and every parameter's shape; nothing is written."""
+    """Prints and returns `{part: {"parameters", "macs"}}` and every parameter's shape; nothing is
+    written."""
     run = assemble(config)
     params = run.abstract_state().params
     counts = {name: sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(part)) for name, part in params.items()}

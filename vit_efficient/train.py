@@ -23,8 +23,9 @@ log = logging.getLogger(__name__)
 def train(config: ConfigDict, workdir: Path) -> dict[str, float]:
     """Trains the run of `config` in `workdir`, or goes on where its newest good checkpoint ended.
 
-    Returns the last evaluation. Raises ValueError for a config that does not fit together, before anything is written
-    or compiled, and FloatingPointError after too many steps in a row with numbers that are not finite.
+    Returns the last evaluation. Raises ValueError for a config that does not fit together, before
+    anything is written or compiled, and FloatingPointError after too many steps in a row with
+    numbers that are not finite.
     """
     device.refuse_accidental_cpu()
     run = assemble(config)
@@ -73,7 +74,8 @@ class Loop:
         self.watchdog = distributed.Watchdog(watchdog_minutes)
 
     def compile(self) -> dict[Phase, jax.stages.Compiled]:
-        """Every program that is still ahead, compiled (or loaded from the cache) before the first step."""
+        """Every program that is still ahead, compiled (or loaded from the cache) before the first
+        step."""
         like, programs = self.run.abstract_state(), {}
         for phase, first in self.run.phases.distinct(self.start).items():
             begin = time.perf_counter()

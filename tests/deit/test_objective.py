@@ -37,7 +37,8 @@ def test_tempered_divergence_is_the_written_out_sum():
 
 @pytest.mark.parametrize("kind", ["hard", "soft"])
 def test_distilled_weighs_labels_and_teacher(kind):
-    """The teacher sees only the second output, the labels only the first; weights 1 - alpha and alpha."""
+    """The teacher sees only the second output, the labels only the first; weights 1 - alpha and
+    alpha."""
     heads, signal = (logits(0), logits(1)), logits(2)
     forward = lambda params, fixed, images, key: ((params["a"], params["b"]), {})
     teacher = lambda params, fixed, images, key: (params, {})

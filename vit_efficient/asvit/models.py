@@ -1,6 +1,8 @@
-"""As-ViT (ICLR 2022): a searched four-stage ViT whose stem's stride and dilation set the number of tokens.
+"""As-ViT (ICLR 2022): a searched four-stage ViT whose stem's stride and dilation set the number of
+tokens.
 
-Spec asvit.md sections 2 to 4 and 8.2. Parameters carry the official names; every tokenization shares them.
+Spec asvit.md sections 2 to 4 and 8.2. Parameters carry the official names; every tokenization
+shares them.
 """
 from functools import partial
 from typing import ClassVar
@@ -23,12 +25,14 @@ EPSILON = 1e-5
 
 
 def auto_dilation(kernel: int, stride: int) -> int:
-    """The dilation with which the stem's kernel covers as many strides as at stride 4 (spec 8.2)."""
+    """The dilation with which the stem's kernel covers as many strides as at stride 4 (spec
+    8.2)."""
     return max(1, (kernel * stride // 4 - 1) // (kernel - 1))
 
 
 def same_padding(side: int, kernel: int, stride: int, dilation: int = 1) -> tuple[int, int]:
-    """Zeros before and after an axis of `side`, so that `ceil(side / stride)` outputs fit (TensorFlow's SAME)."""
+    """Zeros before and after an axis of `side`, so that `ceil(side / stride)` outputs fit
+    (TensorFlow's SAME)."""
     extent = (kernel - 1) * dilation + 1
     total = max((-(-side // stride) - 1) * stride + extent - side, 0)
     return total // 2, total - total // 2
@@ -48,7 +52,8 @@ def largest_split(split: int, side: int) -> int:
 
 
 def patches(grid: jax.Array, kernel: int) -> jax.Array:
-    """Patches at stride 2, zero-padded, channel first: [B, r, r, d] -> [B, ceil(r/2)^2, d * kernel^2] (spec 2.3)."""
+    """Patches at stride 2, zero-padded, channel first: [B, r, r, d] -> [B, ceil(r/2)^2, d *
+    kernel^2] (spec 2.3)."""
     r = grid.shape[1]
     pad, out = same_padding(r, kernel, 2), -(-r // 2)
     grid = jnp.pad(grid, ((0, 0), pad, pad, (0, 0)))
@@ -57,7 +62,8 @@ def patches(grid: jax.Array, kernel: int) -> jax.Array:
 
 
 class Stem(nn.Module):
-    """Image [B, H, W, 3] -> tokens [B, N, C]: a convolution of any stride and dilation, then a norm (spec 2.1, 8.2)."""
+    """Image [B, H, W, 3] -> tokens [B, N, C]: a convolution of any stride and dilation, then a norm
+    (spec 2.1, 8.2)."""
     width: int
     kernel: int
     norm: bool
@@ -137,8 +143,9 @@ class Stage(nn.Module):
 class AsViT(nn.Module):
     """Images [B, S, S, 3] -> logits float32 [B, K]; with `num_classes=0` the tanh vector [B, D].
 
-    `stride` and `dilation` (`None`: the auto rule) are the tokenization; (4, 1) is the official model. The position
-    table is stored once, for the grid at stride 4 and `image_size`, and averaged or resized for others.
+    `stride` and `dilation` (`None`: the auto rule) are the tokenization; (4, 1) is the official
+    model. The position table is stored once, for the grid at stride 4 and `image_size`, and
+    averaged or resized for others.
     """
     arch: Topology
     num_classes: int = 1000
@@ -163,8 +170,9 @@ class AsViT(nn.Module):
     @nn.compact
     def features(self, images: jax.Array, *, train: bool = False, stride: int = 4,
                  dilation: int | None = None) -> dict:
-        """`logits` [B, K]; `pooled_norm` [B, D], the head's input; `pooled_raw` [B, D], the same without the last norm
-        (what the training-free measurements use); `grids`, the four stages' outputs [B, r, r, d]."""
+        """`logits` [B, K]; `pooled_norm` [B, D], the head's input; `pooled_raw` [B, D], the same
+        without the last norm (what the training-free measurements use); `grids`, the four stages'
+        outputs [B, r, r, d]."""
         arch, init = self.arch, nn.initializers.normal(0.02)
         x = Stem(arch.width, arch.kernels[0], self.patch_norm, self.dtype, name="patch_embed")(
             images.astype(self.dtype), stride, dilation or auto_dilation(arch.kernels[0], stride))
@@ -181,7 +189,8 @@ class AsViT(nn.Module):
                             name=f"layers_{i}")(x, train)
             side = round(grid.shape[1] ** 0.5)
             grids.append(grid.reshape(-1, side, side, grid.shape[-1]))
-        x = x.astype(jnp.float32)                        # means over tokens and the classifier in float32
+        # means over tokens and the classifier in float32
+        x = x.astype(jnp.float32)
         pooled = LayerNorm(EPSILON, name="norm")(x).mean(1)
         out = jnp.tanh(nn.Dense(arch.widths[3], kernel_init=init, name="head_0")(pooled))
         if self.num_classes:
@@ -208,8 +217,9 @@ def asvit(num_classes: int = 1000, image_size: int = 224, dtype: str = "float32"
           patch_norm: bool = True, qkv_bias: bool = True, qk_scale: Positive | None = None,
           num_mlps: tuple[Count, Count, Count, Count] = (1, 1, 1, 1), drop_path: Rate = 0.1, scan: bool = False,
           remat: bool = False) -> AsViT:
-    """As-ViT of any architecture string; the options are the official constructor's (spec 2). `ape` adds the position
-    table that the published accuracies very probably had (spec 3); search and growth go without."""
+    """As-ViT of any architecture string; the options are the official constructor's (spec 2). `ape`
+    adds the position table that the published accuracies very probably had (spec 3); search and
+    growth go without."""
     parsed = topology.parse(arch)
     topology.check_grid(arch, parsed.splits, image_size)
     return AsViT(parsed, num_classes, image_size, ape, patch_norm, qkv_bias, qk_scale, tuple(num_mlps), drop_path, scan,
@@ -218,7 +228,8 @@ def asvit(num_classes: int = 1000, image_size: int = 224, dtype: str = "float32"
 
 VARIANTS = {
     "asvit": asvit,
-    "asvit_tiny": partial(asvit, arch="4,2,2,1|2,1,2,1|2,1,2,2|2,1,2,1|32,32", ape=True),     # for 32 x 32 images
+    # for 32 x 32 images
+    "asvit_tiny": partial(asvit, arch="4,2,2,1|2,1,2,1|2,1,2,2|2,1,2,1|32,32", ape=True),
     "asvit_small": partial(asvit, arch="8,2,3,3|4,1,2,1|4,1,4,4|4,1,6,2|32,88", ape=True),
     "asvit_base": partial(asvit, arch="8,2,3,3|4,1,2,1|4,1,4,5|4,1,6,2|32,116", ape=True),
     "asvit_large": partial(asvit, arch="8,2,3,5|4,1,2,2|4,1,4,5|4,1,6,2|32,180", ape=True),

@@ -1,19 +1,23 @@
-"""Progressive tokenization: coarse tokens early in training, all tokens later, one set of weights (spec asvit.md 8)."""
+"""Progressive tokenization: coarse tokens early in training, all tokens later, one set of weights
+(spec asvit.md 8)."""
 import math
 
 from vit_efficient.asvit.models import auto_dilation
 from vit_efficient.phases import Length, Phase, Phases, plain_position
 from vit_efficient.rooms import nearest
 
-# Fractions of the epochs at which strides 8 and 4 begin (spec 8.1): 40k and 70k epochs of 300, k = 1, 2, 3.
+# Fractions of the epochs at which strides 8 and 4 begin (spec 8.1): 40k and 70k epochs of 300, k =
+# 1, 2, 3.
 SCHEDULES = {"off": None, "p18": (2 / 15, 7 / 30), "p37": (4 / 15, 7 / 15), "p56": (2 / 5, 7 / 10),
              "figure": (4 / 15, 11 / 25)}
 
 
 def tokenization(epochs: float, schedule: str | tuple) -> tuple[tuple[float, int, int | None], ...]:
-    """The phases of a run as `(first epoch, stride, dilation or None)`, by name or as a list of one's own.
+    """The phases of a run as `(first epoch, stride, dilation or None)`, by name or as a list of
+    one's own.
 
-    Boundaries are whole epochs, rounded half up, and an own list's stand as given. Raises ValueError (spec 13).
+    Boundaries are whole epochs, rounded half up, and an own list's stand as given. Raises
+    ValueError (spec 13).
     """
     key = f"phases.schedule = {schedule}"
     if isinstance(schedule, str):
@@ -37,7 +41,8 @@ def tokenization(epochs: float, schedule: str | tuple) -> tuple[tuple[float, int
 
 
 def check(phases: tuple, key: str, image_size: int, coarse_end: bool) -> None:
-    """Raises ValueError for a stride or dilation that the model cannot have, or an end that is not the official one."""
+    """Raises ValueError for a stride or dilation that the model cannot have, or an end that is not
+    the official one."""
     for _, stride, dilation in phases:
         if stride < 4 or stride % 4 or image_size % stride:
             allowed = [s for s in range(4, image_size + 1, 4) if image_size % s == 0]
@@ -53,8 +58,8 @@ def check(phases: tuple, key: str, image_size: int, coarse_end: bool) -> None:
 def progressive(length: Length, model, *, schedule: str | tuple = "p37", coarse_end: bool = False) -> Phases:
     """Phases of stride and dilation over epochs; every switch falls on the first step of an epoch.
 
-    `schedule` is "off", "p18", "p37", "p56", "figure" (fractions of the epochs) or
-    `((first epoch, stride, dilation or None for the auto rule), ...)`; `coarse_end` allows a list that ends coarse.
+    `schedule` is "off", "p18", "p37", "p56", "figure" (fractions of the epochs) or `((first epoch,
+    stride, dilation or None for the auto rule), ...)`; `coarse_end` allows a list that ends coarse.
     """
     phases = tokenization(length.epochs, schedule)
     check(phases, f"phases.schedule = {schedule}", model.image_size, coarse_end)

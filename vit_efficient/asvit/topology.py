@@ -1,11 +1,13 @@
-"""As-ViT's architecture strings (spec asvit.md 1): `K1,S1,E1[,L1]|K2,S2,E2[,L2]|K3,..|K4,..|H[,C]`."""
+"""As-ViT's architecture strings (spec asvit.md 1):
+`K1,S1,E1[,L1]|K2,S2,E2[,L2]|K3,..|K4,..|H[,C]`."""
 from typing import NamedTuple
 
 MAX_WIDTH = 1024        # a part of the model: As-ViT-Large runs into it
 
 
 class Topology(NamedTuple):
-    """Kernel, split, MLP ratio and depth of each of the four stages; heads of the last stage; width of the first."""
+    """Kernel, split, MLP ratio and depth of each of the four stages; heads of the last stage; width
+    of the first."""
     kernels: tuple[int, ...]
     splits: tuple[int, ...]
     mlp_ratios: tuple[int, ...]
@@ -29,7 +31,8 @@ class Topology(NamedTuple):
 
 
 def parse(arch: str) -> Topology:
-    """The topology of a string. Without any depth all are 1, without a width it is 32, as in the official code.
+    """The topology of a string. Without any depth all are 1, without a width it is 32, as in the
+    official code.
 
     Raises ValueError naming the string, the field and what it may be (spec asvit.md 13).
     """
@@ -66,7 +69,8 @@ def parse(arch: str) -> Topology:
 
 
 def check_grid(arch: str, splits: tuple[int, ...], image_size: int) -> None:
-    """Raises ValueError unless the four grids of the finest tokenization are whole and divided by their splits."""
+    """Raises ValueError unless the four grids of the finest tokenization are whole and divided by
+    their splits."""
     if image_size % 32:
         near = max(round(image_size / 32), 1) * 32
         raise ValueError(f"data.image_size = {image_size}: As-ViT needs a multiple of 32, the nearest is {near}")

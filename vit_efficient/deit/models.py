@@ -1,4 +1,5 @@
-"""DeiT, plain and distilled: the ground of Scala, DVT and SViTE (spec svite.md 2, scala.md 2 at ratio 1)."""
+"""DeiT, plain and distilled: the ground of Scala, DVT and SViTE (spec svite.md 2, scala.md 2 at
+ratio 1)."""
 from functools import partial
 from typing import ClassVar
 
@@ -44,8 +45,8 @@ class Block(nn.Module):
 class DeiT(nn.Module):
     """Images [B, S, S, 3] -> logits float32 [B, K].
 
-    A distilled model has a second token and a second head: it returns the pair of logits (class, distillation) in
-    training and their mean in evaluation.
+    A distilled model has a second token and a second head: it returns the pair of logits (class,
+    distillation) in training and their mean in evaluation.
     """
     width: int
     depth: int
@@ -89,7 +90,8 @@ class DeiT(nn.Module):
         return tuple(heads) if train else (heads[0] + heads[1]) / 2
 
     def macs(self) -> dict[str, int]:
-        """Multiply-adds of one image by part: convolution, linear layers, both attention products (spec scala.md 3)."""
+        """Multiply-adds of one image by part: convolution, linear layers, both attention products
+        (spec scala.md 3)."""
         D, heads = self.width, 2 if self.distilled else 1
         P = (self.image_size // self.patch_size) ** 2
         N, hidden = P + heads, int(D * self.mlp_ratio)
@@ -102,7 +104,8 @@ class DeiT(nn.Module):
 def deit(num_classes: int = 1000, image_size: int = 224, dtype: str = "float32", *, width: Count = 384,
          depth: Count = 12, num_heads: Count = 6, patch_size: Count = 16, distilled: bool = False,
          drop_path: Rate = 0.1, scan: bool = False, remat: bool = False) -> DeiT:
-    """A DeiT of any size; `num_heads` divides `width` and `patch_size` the image's side, else ValueError."""
+    """A DeiT of any size; `num_heads` divides `width` and `patch_size` the image's side, else
+    ValueError."""
     if width % num_heads:
         raise ValueError(f"model.num_heads = {num_heads}: must divide model.width = {width}")
     if image_size % patch_size:

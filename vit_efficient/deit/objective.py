@@ -1,4 +1,5 @@
-"""Distillation, as DeiT and SReT do it. (MEAL V2 style: soft labels alone; DeiT: a second head follows the teacher.)"""
+"""Distillation, as DeiT and SReT do it. (MEAL V2 style: soft labels alone; DeiT: a second head
+follows the teacher.)"""
 from collections.abc import Callable
 from typing import Literal
 
@@ -12,26 +13,28 @@ from vit_efficient.phases import Phase
 
 
 def soft_label_loss(student: jax.Array, teacher: jax.Array, temperature: float = 1.0) -> jax.Array:
-    """Mean over B of -sum_k softmax(teacher/T)_k log_softmax(student/T)_k (spec sret.md 5.2, no T^2 factor);
-    [B, K] each -> float32 []."""
+    """Mean over B of -sum_k softmax(teacher/T)_k log_softmax(student/T)_k (spec sret.md 5.2, no T^2
+    factor); [B, K] each -> float32 []."""
     student, teacher = (x.astype(jnp.float32) / temperature for x in (student, teacher))
     return optax.softmax_cross_entropy(student, jax.nn.softmax(teacher)).mean()
 
 
 def hard_label_loss(student: jax.Array, teacher: jax.Array) -> jax.Array:
-    """Mean cross-entropy of the student with the teacher's likeliest class; [B, K] each -> float32 []."""
+    """Mean cross-entropy of the student with the teacher's likeliest class; [B, K] each -> float32
+    []."""
     return optax.softmax_cross_entropy_with_integer_labels(student.astype(jnp.float32), teacher.argmax(-1)).mean()
 
 
 def tempered_divergence(student: jax.Array, teacher: jax.Array, temperature: float) -> jax.Array:
-    """DeiT's soft loss: tau^2 / (B K) sum_bk KL terms of the tempered log-probabilities (spec scala.md 5.3: element
-    mean); [B, K] each -> float32 []."""
+    """DeiT's soft loss: tau^2 / (B K) sum_bk KL terms of the tempered log-probabilities (spec
+    scala.md 5.3: element mean); [B, K] each -> float32 []."""
     student, teacher = (jax.nn.log_softmax(x.astype(jnp.float32) / temperature) for x in (student, teacher))
     return (jnp.exp(teacher) * (teacher - student)).sum() * temperature ** 2 / student.size
 
 
 def teacher_logits(teacher: Callable, fixed: dict, images: jax.Array) -> jax.Array:
-    """The teacher's outputs, in evaluation mode; its weights come in `fixed`, never from a closure."""
+    """The teacher's outputs, in evaluation mode; its weights come in `fixed`, never from a
+    closure."""
     collections = {name: value for name, value in fixed["teacher"].items() if name != "params"}
     return teacher(fixed["teacher"]["params"], fixed | {"collections": collections}, images, None)[0]
 
@@ -59,10 +62,11 @@ def soft_labels(forward: Callable, phase: Phase, teacher: Callable | None, *,
 def distilled(forward: Callable, phase: Phase, teacher: Callable | None, *, label_smoothing: Rate = 0.1,
               kind: Literal["hard", "soft"] = "hard", alpha: Fraction = 0.5,
               temperature: Positive = 1.0) -> Objective:
-    """DeiT's distillation (spec scala.md 5.3): `(1 - alpha) CE(class head, labels) + alpha teacher term`.
+    """DeiT's distillation (spec scala.md 5.3): `(1 - alpha) CE(class head, labels) + alpha teacher
+    term`.
 
-    The term is cross-entropy with the teacher's likeliest class (`hard`) or the tempered divergence (`soft`), both on
-    the second output of a distilled model.
+    The term is cross-entropy with the teacher's likeliest class (`hard`) or the tempered divergence
+    (`soft`), both on the second output of a distilled model.
     """
     require(teacher, "distilled")
 

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 
 
 class Fused(nn.Module):
-    """A torch `nn.Linear` whose rows are `parts` stacked maps: x [..., N, D] -> `parts` arrays [..., N, H, d].
+    """A torch `nn.Linear` whose rows are `parts` stacked maps: x [..., N, D] -> `parts` arrays
+    [..., N, H, d].
 
     One stored matrix, `parts` products: splitting one fused product costs a TPU step 1.3x.
     """
@@ -31,8 +32,9 @@ class Fused(nn.Module):
 class Attention(nn.Module):
     """x [..., N, D] -> [..., N, D] in `dtype`, attention among the N tokens.
 
-    The heads have `head_width` channels each (default D // H; `H * head_width` may be below D, As-ViT). `scale`
-    multiplies the queries, default `head_width ** -0.5`. `qkv/kernel` is `qkv.weight` of the official files, transposed.
+    The heads have `head_width` channels each (default D // H; `H * head_width` may be below D,
+    As-ViT). `scale` multiplies the queries, default `head_width ** -0.5`. `qkv/kernel` is
+    `qkv.weight` of the official files, transposed.
     """
     num_heads: int
     head_width: int | None = None
@@ -45,7 +47,8 @@ class Attention(nn.Module):
         D, H = x.shape[-1], self.num_heads
         d = self.head_width or D // H
         q, k, v = Fused(3, H, d, self.qkv_bias, self.dtype, name="qkv")(x)
-        scores = jnp.einsum("...qhd,...khd->...hqk", q * (self.scale or d ** -0.5), k)    # [..., H, N, N]
+        # [..., H, N, N]
+        scores = jnp.einsum("...qhd,...khd->...hqk", q * (self.scale or d ** -0.5), k)
         weights = nn.softmax(scores.astype(jnp.float32)).astype(self.dtype)
         out = jnp.einsum("...hqk,...khd->...qhd", weights, v).reshape(*x.shape[:-1], H * d)
         return nn.Dense(D, dtype=self.dtype, kernel_init=nn.initializers.normal(0.02), name="proj")(out)

@@ -1,12 +1,13 @@
-"""Stacks of equal blocks: stochastic depth, rematerialisation, and a scan in place of an unrolled loop."""
+"""Stacks of equal blocks: stochastic depth, rematerialisation, and a scan in place of an unrolled
+loop."""
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
 
 def drop_path(module: nn.Module, branch: jax.Array, rate: jax.Array | float, train: bool) -> jax.Array:
-    """Stochastic depth: drops a residual branch [B, ...] whole for a sample with probability `rate`, and divides the
-    kept ones by `1 - rate`. The identity in evaluation and at rate 0."""
+    """Stochastic depth: drops a residual branch [B, ...] whole for a sample with probability
+    `rate`, and divides the kept ones by `1 - rate`. The identity in evaluation and at rate 0."""
     if not train or isinstance(rate, float) and rate == 0:
         return branch
     keep = 1 - rate
@@ -15,17 +16,19 @@ def drop_path(module: nn.Module, branch: jax.Array, rate: jax.Array | float, tra
 
 
 def linear_rates(last: float, depth: int) -> list[float]:
-    """The drop-path rates of all blocks of a model: linear from 0 in the first to `last` in the last one."""
+    """The drop-path rates of all blocks of a model: linear from 0 in the first to `last` in the
+    last one."""
     return [last * i / max(depth - 1, 1) for i in range(depth)]
 
 
 def run_blocks(parent: nn.Module, block_type: type[nn.Module], fields: dict, x: jax.Array, rates: list[float],
                train: bool, *, scan: bool = False, remat: bool = False) -> jax.Array:
-    """Runs the blocks `blocks_0` ... of `parent`, one a rate: `block_type(**fields)(x, rate, train) -> x`.
+    """Runs the blocks `blocks_0` ... of `parent`, one a rate: `block_type(**fields)(x, rate, train)
+    -> x`.
 
-    Each block's parameters are stored under its own name. `scan` stacks them inside the step and compiles one block
-    (faster to compile, and faster on a CPU; a TPU prefers the unrolled loop); `remat` computes a block again in the
-    backward pass instead of keeping its activations.
+    Each block's parameters are stored under its own name. `scan` stacks them inside the step and
+    compiles one block (faster to compile, and faster on a CPU; a TPU prefers the unrolled loop);
+    `remat` computes a block again in the backward pass instead of keeping its activations.
     """
     names = [f"blocks_{i}" for i in range(len(rates))]
     if parent.is_initializing() or not scan or len(names) == 1:

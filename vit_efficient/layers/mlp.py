@@ -5,8 +5,8 @@ import jax.numpy as jnp
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """Exact GELU, `x (1 + erf(x / sqrt 2)) / 2`. `jax.nn.gelu(approximate=False)` is written with erfc, which costs a
-    TPU step 6 %; the tanh form moves the papers' logits by 6e-4."""
+    """Exact GELU, `x (1 + erf(x / sqrt 2)) / 2`. `jax.nn.gelu(approximate=False)` is written with
+    erfc, which costs a TPU step 6 %; the tanh form moves the papers' logits by 6e-4."""
     return 0.5 * x * (1 + jax.lax.erf(x * 2 ** -0.5))
 
 

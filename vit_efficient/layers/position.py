@@ -3,10 +3,11 @@ import jax
 
 
 def resize_table(table: jax.Array, side: int) -> jax.Array:
-    """A square table [1, R * R, D] on a grid of `side`: [1, side * side, D]; gradients flow through.
+    """A square table [1, R * R, D] on a grid of `side`: [1, side * side, D]; gradients flow
+    through.
 
-    A coarser grid that divides R gets block means, any other grid bilinear interpolation with half-pixel centres and
-    without antialiasing (spec asvit.md 8.2).
+    A coarser grid that divides R gets block means, any other grid bilinear interpolation with
+    half-pixel centres and without antialiasing (spec asvit.md 8.2).
     """
     _, count, D = table.shape
     fine = round(count ** 0.5)
