@@ -16,7 +16,7 @@ def refuse_accidental_cpu() -> None:
 
     `JAX_PLATFORMS=cpu` or an empty `CUDA_VISIBLE_DEVICES` say that it is on purpose.
     """
-    asked = (os.environ.get("JAX_PLATFORMS") == "cpu" or os.environ.get("CUDA_VISIBLE_DEVICES") == "")
+    asked = os.environ.get("JAX_PLATFORMS") == "cpu" or os.environ.get("CUDA_VISIBLE_DEVICES") == ""
     if asked or jax.default_backend() != "cpu" or not (found := accelerator(Path("/dev"))):
         return
     name, extra = found

@@ -1,4 +1,4 @@
-"""Many processes as one run: how they find each other, stop together, and never wait for one that is gone."""
+"""Many processes as one run: how they find each other, stop together, and end if one is gone."""
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 import faulthandler
@@ -42,7 +42,7 @@ def start(coordinator: str | None = None, processes: int | None = None,
 
 
 def surroundings(environ: Mapping[str, str]) -> str:
-    """What started several processes, as far as JAX can read its settings: "Slurm", "Open MPI", "TPU"; or "".
+    """What started several processes and tells JAX of them: "Slurm", "Open MPI", "TPU"; or "".
 
     Raises ValueError for Open MPI without a coordinator (version 5 names none).
     """
@@ -50,14 +50,16 @@ def surroundings(environ: Mapping[str, str]) -> str:
         return "Slurm"
     if int(environ.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
         if not environ.keys() & {"OMPI_MCA_orte_hnp_uri", "JAX_COORDINATOR_ADDRESS"}:
-            raise ValueError("this Open MPI does not say where process 0 runs: give --coordinator=HOST:PORT "
-                             "--processes=$OMPI_COMM_WORLD_SIZE --process=$OMPI_COMM_WORLD_RANK")
+            raise ValueError("this Open MPI does not say where process 0 runs: give "
+                             "--coordinator=HOST:PORT --processes=$OMPI_COMM_WORLD_SIZE "
+                             "--process=$OMPI_COMM_WORLD_RANK")
         return "Open MPI"
     # A notebook's machine has TPU chips, but no metadata service that JAX could ask for the others.
     notebook = environ.keys() & {"COLAB_RELEASE_TAG", "KAGGLE_KERNEL_RUN_TYPE"}
     hosts = environ.get("TPU_WORKER_HOSTNAMES")
     several = "," in hosts if hosts else _has_tpu() and not notebook
-    return "TPU" if several and environ.get("JAX_PLATFORMS", "tpu").startswith("tpu") else ""
+    wanted = environ.get("JAX_PLATFORMS", "tpu").startswith("tpu")
+    return "TPU" if several and wanted else ""
 
 
 @contextmanager
@@ -115,8 +117,8 @@ def make_folder(workdir: Path) -> None:
         token.unlink()
     if not np.all(seen):
         blind = np.flatnonzero(~np.asarray(seen)).tolist()
-        raise ValueError(f"--workdir={workdir}: processes {blind} do not see the folder of process 0; "
-                         "it must be one folder for all, on a shared disk or a mounted bucket")
+        raise ValueError(f"--workdir={workdir}: processes {blind} do not see the folder of process "
+                         "0; it must be one for all, on a shared disk or a mounted bucket")
 
 
 class Watchdog:

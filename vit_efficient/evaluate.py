@@ -1,4 +1,4 @@
-"""Evaluation: every example exactly once, for any batch size, on any number of devices and hosts."""
+"""Evaluation: every example exactly once, for any batch size, devices and hosts."""
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -70,7 +70,8 @@ class Validation:
         own: `..._stride16`. `alive` is called for every batch."""
         settings = self.settings(phase)
         kinds = ("raw", "ema") if fields["ema"] else ("raw",)
-        asked = [(kind, suffix, states.weights(fields, kind)) for kind in kinds for suffix in settings]
+        asked = [(kind, suffix, states.weights(fields, kind))
+                 for kind in kinds for suffix in settings]
         sums: dict = {}
         with evaluation_batches(self.source, self.run.augment, self.run.image_size,
                                 self.batch_size, sharding.batch_sharding(self.run.mesh),

@@ -15,6 +15,11 @@ class Phase(NamedTuple):
     data: tuple = ()
     topology: bool = False
 
+    @property
+    def label(self) -> str:
+        """In words: `stride 16, dilation 5`."""
+        return ", ".join(f"{name} {value}" for name, value in self.model) or "the whole run"
+
 
 class Position(NamedTuple):
     """Which examples a step holds: those of pass `epoch` from its `first` on, each `crops` times

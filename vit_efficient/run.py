@@ -80,7 +80,7 @@ class Run(NamedTuple):
         return {"teacher": manifest.checksum(manifest.manifest(self.teacher[1]))}
 
     def abstract_batch(self, size: int, phase: Phase = Phase()) -> dict:
-        """Shapes, dtypes and sharding of a training batch of `size` images, as the host makes it."""
+        """Shapes, dtypes and sharding of a batch of `size` images, as it comes from the host."""
         side = dict(phase.data).get("image_size", self.image_size)
         array = partial(jax.ShapeDtypeStruct, sharding=sharding.batch_sharding(self.mesh))
         return {"image": array((size, side, side, 3), jnp.uint8),
@@ -132,7 +132,7 @@ def assemble(config: ConfigDict) -> Run:
 
 def load_teacher(data: Data, mesh: Mesh, *, workdir: str = "",
                  weights: str = "best") -> tuple[nn.Module, dict]:
-    """`(model, {"params", "collections"})` of the run in `workdir`, averaged weights where it has them.
+    """`(model, {"params", "collections"})` of the run in `workdir`, averaged where it has an EMA.
 
     Args:
       workdir: that of a finished run on the same classes and image size; "" is no teacher.

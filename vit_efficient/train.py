@@ -62,8 +62,8 @@ def first_state(run: Run, checkpoints: Checkpoints) -> tuple[int, states.State]:
         return 0, run.fresh_state()
     start, state, record = found
     if record["extra"] != run.fingerprint():
-        raise ValueError(f"teacher.workdir = {run.config.teacher.workdir}: the teacher's weights are "
-                         f"not those that step {start} in {checkpoints.directory} was taught by")
+        raise ValueError(f"teacher.workdir = {run.config.teacher.workdir}: its weights are not those "
+                         f"that step {start} in {checkpoints.directory} was taught by")
     return start, state
 
 
@@ -106,7 +106,7 @@ class Loop:
             compiled = time.perf_counter() - begin - traced
             self.writer.write(first, {"trace_seconds": traced, "compile_seconds": compiled})
             log.info("program of %s: traced in %.1f s, compiled or loaded in %.1f s",
-                     label(phase), traced, compiled)
+                     phase.label, traced, compiled)
         return programs
 
     def go(self, state: states.State, stop_requested: Callable[[int], bool]) -> dict[str, float]:
@@ -127,7 +127,7 @@ class Loop:
                 pending = None
                 self.pause(step + 1, phase, state)
             if stop:
-                log.warning("stopped by SIGTERM after step %d; the same command goes on there", step)
+                log.warning("SIGTERM: stopped after step %d; the same command goes on", step)
                 raise SystemExit(distributed.STOPPED)
         return self.values
 
@@ -166,7 +166,8 @@ class Loop:
         """Evaluates where it is due, and stores the state; the clock of the steps stands still."""
         begin, ranked = time.perf_counter(), None
         if self.validation.due(done):
-            self.values = self.validation(states.weight_fields(state), done, phase, self.watchdog.pat)
+            fields = states.weight_fields(state)
+            self.values = self.validation(fields, done, phase, self.watchdog.pat)
             self.writer.write(done, {f"val/{name}": v for name, v in self.values.items()})
             self.progress.interrupt()
             log.info("step %d, held out: %s", done, ", ".join(table(self.values).splitlines()))
@@ -189,11 +190,6 @@ class Loop:
         self.batches.close()
         self.watchdog.close()
         self.writer.close()
-
-
-def label(phase: Phase) -> str:
-    """A phase in words: `stride 16, dilation 5`."""
-    return ", ".join(f"{name} {value}" for name, value in phase.model) or "the whole run"
 
 
 def work_before(run: Run) -> np.ndarray:
