@@ -39,27 +39,29 @@ def compile_steps(run: Run) -> tuple[dict, dict]:
 
 
 def time_steps(run: Run, programs: dict, rounds: int, steps: int) -> tuple[dict, dict]:
-    """Median seconds of a step of each phase, over `rounds` in turns of `steps` one after the other
-    as the training loop starts them, metrics fetched a step late; and the processor seconds of it
-    that the starting thread needs, in which an accelerator may have to wait."""
+    """Medians over `rounds` in turns of `steps` steps of each phase, started as the training loop
+    does, metrics fetched a step late: seconds of a step, and how many of them at most the device
+    has waited for the host, which is 0 while each step is handed over before the last one ends."""
     state, frozen = run.fresh_state(), run.frozen()
     batches = {phase: noise(run, phase) for phase in programs}
     seconds = {phase: [] for phase in programs}
-    host = {phase: [] for phase in programs}
+    idle = {phase: [] for phase in programs}
     for turn in range(rounds + 1):
         for phase, program in programs.items():
-            begin, busy, out = time.perf_counter(), time.thread_time(), None
+            begin, waited, out = time.perf_counter(), 0.0, None
             for _ in range(steps):
+                fetched = time.perf_counter()
                 state, new = program(state, frozen, batches[phase])
+                if out and out["streak"].is_ready():
+                    waited += time.perf_counter() - fetched
                 jax.device_get(out)
                 out = new
-            busy = time.thread_time() - busy
             jax.block_until_ready(state)
             if turn:                                     # the first turn warms up
                 seconds[phase].append((time.perf_counter() - begin) / steps)
-                host[phase].append(busy / steps)
-    median = lambda times: {phase: float(np.median(each)) for phase, each in times.items()}
-    return median(seconds), median(host)
+                idle[phase].append(waited / steps)
+    return tuple({phase: float(np.median(each)) for phase, each in times.items()}
+                 for times in (seconds, idle))
 
 
 def time_input(run: Run, count: int) -> float:
@@ -73,7 +75,7 @@ def time_input(run: Run, count: int) -> float:
         return done * run.config.batch_size / (time.perf_counter() - begin)
 
 
-def benchmark(config: ConfigDict, workdir: Path, *, rounds: Count = 5, steps: Count = 5,
+def benchmark(config: ConfigDict, workdir: Path, *, rounds: Count = 5, steps: Count = 10,
               input_batches: Count = 20, out: str = "") -> dict:
     """Times the training step of every phase and the input pipeline; prints a table, returns it,
     stores it as JSON in the file `out`.
@@ -83,14 +85,14 @@ def benchmark(config: ConfigDict, workdir: Path, *, rounds: Count = 5, steps: Co
     device.refuse_accidental_cpu()
     run = assemble(config)
     programs, compiling = compile_steps(run)
-    seconds, host = time_steps(run, programs, rounds, steps)
+    seconds, idle = time_steps(run, programs, rounds, steps)
     macs = {phase: sum(run.model.macs(**dict(phase.model)).values()) for phase in programs}
     last = list(programs)[-1]
     rows = {phase.label: {
         "step_seconds": seconds[phase], "relative_time": seconds[phase] / seconds[last],
         "macs": macs[phase], "relative_macs": macs[phase] / macs[last],
         "images_per_second": config.batch_size / seconds[phase],
-        "host_share": host[phase] / seconds[phase], "compile_seconds": compiling[phase]}
+        "idle_share": idle[phase] / seconds[phase], "compile_seconds": compiling[phase]}
         for phase in programs}
     result = {"model": config.model.name, "batch_size": config.batch_size, "dtype": config.dtype,
               "device": f"{run.mesh.size} x {jax.devices()[0].device_kind}", "phases": rows,
@@ -107,12 +109,12 @@ def table(result: dict) -> str:
     lines = [f"{result['model']}, batch {result['batch_size']}, {result['dtype']}, "
              f"{result['device']}",
              f"{'phase':24}{'ms/step':>10}{'of last':>9}{'MACs of last':>14}{'images/s':>10}"
-             f"{'host':>8}{'compile s':>11}"]
+             f"{'idle':>8}{'compile s':>11}"]
     for name, row in result["phases"].items():
         lines.append(
             f"{name:24}{1000 * row['step_seconds']:10.1f}{100 * row['relative_time']:8.1f}%"
             f"{100 * row['relative_macs']:13.1f}%{row['images_per_second']:10.0f}"
-            f"{100 * row['host_share']:7.1f}%{row['compile_seconds']:11.1f}")
+            f"{100 * row['idle_share']:7.1f}%{row['compile_seconds']:11.1f}")
     lines.append(f"input alone: {result['input_images_per_second']:.0f} images/s; peak memory "
                  f"{result['peak_memory_bytes'] / 2 ** 30:.2f} GiB")
     return "\n".join(lines)
