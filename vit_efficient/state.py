@@ -1,5 +1,4 @@
-"""The train state: everything that decides the future of a run, and the only file that names its
-fields."""
+"""The train state: all that decides the future of a run; the only file that names its fields."""
 from flax import struct
 import jax
 import jax.numpy as jnp
@@ -30,23 +29,24 @@ class State(struct.PyTreeNode):
 
 
 def create(seed: int, variables: dict, optimizer, sparsity, ema: bool) -> State:
-    """A fresh state around a model's `variables`; jittable, so that large states are born
-    sharded."""
+    """A fresh state around a model's `variables`; jittable: large states are born sharded."""
     params, collections = variables["params"], {k: v for k, v in variables.items() if k != "params"}
     seed = jnp.uint32(seed)
     masks = sparsity.init(params, jax.random.fold_in(jax.random.key(seed), 0x5EED))
     params = sparsity.apply(params, masks)
     zero = jnp.int32(0)
     return State(
-        step=zero, seed=seed, params=params, collections=collections, opt_state=optimizer.init(params),
-        ema={"params": params, "collections": collections} if ema else {}, masks=masks, skipped=zero, streak=zero)
+        step=zero, seed=seed, params=params, collections=collections,
+        opt_state=optimizer.init(params), masks=masks, skipped=zero, streak=zero,
+        ema={"params": params, "collections": collections} if ema else {})
 
 
 WEIGHTS = ("params", "collections", "ema")    # what evaluation and export read of a stored state
 
 
 def weights(state, kind: str) -> dict:
-    """The `raw` or `ema` weights of a state (or of a dict of its fields) as `{"params",
-    "collections"}`."""
+    """The `raw` or `ema` weights of a state or its dict, as `{"params", "collections"}`."""
     fields = state if isinstance(state, dict) else {name: getattr(state, name) for name in WEIGHTS}
-    return fields["ema"] if kind == "ema" else {name: fields[name] for name in ("params", "collections")}
+    if kind == "ema":
+        return fields["ema"]
+    return {name: fields[name] for name in ("params", "collections")}
