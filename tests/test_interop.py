@@ -134,7 +134,8 @@ def test_all_that_does_not_fit_stands_in_one_error(tiny):
     wrong["cls_token"] = wrong["cls_token"].astype(np.float64)
     with pytest.raises(ValueError) as error:
         interop.from_torch(model, wrong)
-    lines = str(error.value).split("\n  ")[1:]
+    first, *lines = str(error.value).split("\n  ")
+    assert first.endswith("(2 missing, 1 not expected, 2 of another dtype, 1 of another shape):")
     assert lines == ["blocks.0.mlp.fc1.weight: shape (8, 32), must be (32, 8)",
                      "blocks.1.attn.qkv.bias: missing, shape (24,)",
                      "cls_token: dtype float64, must be float32", "extra: not expected",
@@ -158,10 +159,10 @@ def test_half_precision_is_widened_and_the_counters_of_thop_are_dropped(tiny):
 def test_a_plain_file_in_a_distilled_model_is_explained(tiny):
     model, state_dict = tiny
     plain = {name: array for name, array in state_dict.items() if "dist" not in name}
-    with pytest.raises(ValueError, match="head_dist belongs to a model with distilled, which this "
+    with pytest.raises(ValueError, match="head_dist belongs to a model with model.distilled, which this "
                                          "model is"):
         interop.from_torch(model, plain)
-    with pytest.raises(ValueError, match="head_dist belongs to a model with distilled, which the "
+    with pytest.raises(ValueError, match="head_dist belongs to a model with model.distilled, which the "
                                          "file is"):
         interop.from_torch(model.clone(distilled=False), state_dict)
 
