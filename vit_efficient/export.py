@@ -32,8 +32,9 @@ def export(config: ConfigDict, workdir: Path, *, out: str, weights: str | None =
         model, variables, about = starts.stored(workdir, weights, kind)
     state_dict = interop.to_torch(model, variables)
     if jax.process_index() == 0:
-        container = getattr(model, "container", "model")
-        files.write(path, state_dict, container=container, about=about)
+        extras = model.extras() if hasattr(model, "extras") else {}
+        files.write(path, state_dict, container=getattr(model, "container", "model"), about=about,
+                    extras=extras)
         options = ", ".join(f"{key} = {value}" for key, value in about["model"].items())
         print(f"{path}: {len(state_dict)} entries, {about['kind']} weights of step {about['step']}\n"
               f"{options}")

@@ -135,8 +135,10 @@ def test_a_file_that_is_not_there_is_named(tmp_path, tiny):
 def test_what_is_written_is_read_bit_for_bit_and_in_order(suffix, container, tmp_path, tiny):
     model, state_dict = tiny
     path = tmp_path / f"x{suffix}"
-    files.write(path, state_dict, container=container, about={"model": {"depth": 2}})
+    files.write(path, state_dict, container=container, about={"model": {"depth": 2}},
+                extras={"flops": [0.5, 1.5]})
     tree = files.read(path)
+    assert tree.get("flops") == ([0.5, 1.5] if container and suffix != ".safetensors" else None)
     found = {name: np.asarray(entry) for name, entry in files.state_dict(tree).items()}
     assert same(found, state_dict)
     if container or suffix == ".safetensors":

@@ -97,13 +97,14 @@ def check_new(path: Path) -> None:
 
 
 def write(path: Path, state_dict: Mapping[str, np.ndarray], *, container: str = "",
-          about: Mapping[str, Any] = {}) -> None:
+          about: Mapping[str, Any] = {}, extras: Mapping[str, Any] = {}) -> None:
     """Writes a state_dict in its order, whole or not at all.
 
     Args:
       path: the suffix tells the format; there must be no such file.
       container: the key under which a `.pth` has the state_dict, "" for a bare one.
       about: JSON values that say which model it is, stored beside it (a bare `.pth` has no room).
+      extras: what else the authors' files have beside the state_dict; for a `.pth`.
     """
     path = Path(path)
     check_new(path)
@@ -112,8 +113,8 @@ def write(path: Path, state_dict: Mapping[str, np.ndarray], *, container: str = 
         if path.suffix == ".safetensors":
             safetensors.write(temporary, state_dict, {"format": "pt", OURS: json.dumps(about)})
         else:
-            torch_zip.write(temporary, {container: state_dict, OURS: about} if container
-                            else state_dict)
+            torch_zip.write(temporary, {container: state_dict, **extras, OURS: about}
+                            if container else state_dict)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
