@@ -1,4 +1,4 @@
-"""Reads a fixture, and remembers what was read: a number that no check has looked at fails its test.
+"""Reads a fixture and remembers what was read: a number that no check looks at fails its test.
 
 A fixture is an `.npz` of arrays and a JSON text `config`, which says `paper`, `layout` and in
 `inputs` which arrays are given (glob patterns); all others are expected values.
