@@ -23,7 +23,8 @@ GOLDEN = sorted((Path(__file__).parent / "golden").glob("*/*.npz"))
 def official(name: str) -> dict[str, tuple[tuple[int, ...], str]]:
     """Name -> (shape, dtype) of the official file, in its order."""
     model = create_model(name, **NEEDS.get(name, {}))
-    return {entry: (place.shape, str(place.dtype)) for entry, place in interop.layout(model).items()}
+    return {entry: (place.shape, str(place.dtype))
+            for entry, place in interop.layout(model).items()}
 
 
 def filled(model) -> dict[str, np.ndarray]:
@@ -160,11 +161,10 @@ def test_half_precision_is_widened_and_the_counters_of_thop_are_dropped(tiny):
 def test_a_plain_file_in_a_distilled_model_is_explained(tiny):
     model, state_dict = tiny
     plain = {name: array for name, array in state_dict.items() if "dist" not in name}
-    with pytest.raises(ValueError, match="head_dist belongs to a model with model.distilled, which this "
-                                         "model is"):
+    belongs = "head_dist belongs to a model with model.distilled, which "
+    with pytest.raises(ValueError, match=belongs + "this model is"):
         interop.from_torch(model, plain)
-    with pytest.raises(ValueError, match="head_dist belongs to a model with model.distilled, which the "
-                                         "file is"):
+    with pytest.raises(ValueError, match=belongs + "the file is"):
         interop.from_torch(model.clone(distilled=False), state_dict)
 
 
@@ -252,9 +252,10 @@ def test_an_array_that_the_file_lists_twice_is_one_array():
     (("layers_0", "mlps_0_1", "fc1", "kernel"), (2, 3), "layers.0.mlps.0.1.fc1.weight", (3, 2)),
     (("patch_embed", "proj", "kernel"), (8, 7, 3, 5), "patch_embed.proj.weight", (5, 3, 8, 7)),
     (("norm", "scale"), (4,), "norm.weight", (4,)),
-    (("bn1", "mean"), (4,), "bn1.running_mean", (4,)), (("bn1", "var"), (4,), "bn1.running_var", (4,)),
-    (("pos_embed",), (1, 2, 3, 4), "pos_embed", (1, 4, 2, 3)), (("pos_embed",), (1, 6, 4), "pos_embed",
-                                                                (1, 6, 4)),
+    (("bn1", "mean"), (4,), "bn1.running_mean", (4,)),
+    (("bn1", "var"), (4,), "bn1.running_var", (4,)),
+    (("pos_embed",), (1, 2, 3, 4), "pos_embed", (1, 4, 2, 3)),
+    (("pos_embed",), (1, 6, 4), "pos_embed", (1, 6, 4)),
 ])
 def test_one_rule_names_and_turns_every_array(path, array, name, shape):
     values = np.arange(np.prod(array), dtype=np.float32).reshape(array)

@@ -55,7 +55,8 @@ def read(path: Path) -> dict:
 @pytest.mark.parametrize("flags, step, kind", [
     ({}, 1, "ema"), ({"kind": "raw"}, 1, "raw"), ({"weights": "latest"}, 2, "ema"),
     ({"weights": "2", "kind": "raw"}, 2, "raw")])
-def test_export_writes_the_weights_that_were_asked_for(workdir, tmp_path, suffix, flags, step, kind):
+def test_export_writes_the_weights_that_were_asked_for(workdir, tmp_path, suffix, flags, step,
+                                                       kind):
     config = runs.small_config()
     about = export(config, workdir, out=str(tmp_path / f"x{suffix}"), **flags)
     assert (about["step"], about["kind"]) == (step, kind)
@@ -80,7 +81,8 @@ def test_an_export_needs_neither_the_data_nor_torch(workdir, tmp_path, monkeypat
 
 def test_what_cannot_be_exported_is_refused_and_nothing_written(workdir, tmp_path):
     config = runs.small_config()
-    for options, message in (({"out": "x.npz"}, "must end with"), ({"weights": "7"}, "holds steps 1, 2"),
+    for options, message in (({"out": "x.npz"}, "must end with"),
+                             ({"weights": "7"}, "holds steps 1, 2"),
                              ({"weights": "bset"}, "holds steps 1, 2"),
                              ({"out": "no/x.pth"}, "no such folder")):
         out = str(tmp_path / options.pop("out", "x.pth"))
@@ -141,8 +143,8 @@ def test_other_classes_and_image_sizes_are_adapted_on_request(workdir):
     found = start.given_weights(model, str(workdir), adapt=("classes", "image_size"))["params"]
     old = variables_at(workdir, 1, "ema")["params"]
     assert found["absolute_pos_embed"].shape == (1, 256, 8)
-    np.testing.assert_allclose(found["absolute_pos_embed"].mean(1), old["absolute_pos_embed"].mean(1),
-                               atol=1e-2)
+    np.testing.assert_allclose(found["absolute_pos_embed"].mean(1),
+                               old["absolute_pos_embed"].mean(1), atol=1e-2)
     assert equal(found["layers_0"], old["layers_0"]) and found["head_2"]["bias"].shape == (4,)
 
 
@@ -178,7 +180,7 @@ def test_by_the_real_command(workdir, tmp_path):
     done = run(workdir, "--job=export", f"--out={tmp_path / 'x.pth'}", "--weights=latest")
     assert done.returncode == 0 and "weights of step 2" in done.stdout, done.stderr
     (tmp_path / "half.pth").write_bytes((tmp_path / "x.pth").read_bytes()[:10_000])
-    for name, message in (("half.pth", "archive is damaged"), ("none.pth", "there is no such file")):
+    for name, message in (("half.pth", "archive is damaged"), ("none.pth", "no such file")):
         done = run(tmp_path / "new", f"--config.init_from={tmp_path / name}")
         assert done.returncode == 2 and message in done.stderr, done.stderr
         assert done.stderr.splitlines()[-1].startswith("error: init_from = ")

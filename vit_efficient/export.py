@@ -36,6 +36,6 @@ def export(config: ConfigDict, workdir: Path, *, out: str, weights: str | None =
         files.write(path, state_dict, container=getattr(model, "container", "model"), about=about,
                     extras=extras)
         options = ", ".join(f"{key} = {value}" for key, value in about["model"].items())
-        print(f"{path}: {len(state_dict)} entries, {about['kind']} weights of step {about['step']}\n"
-              f"{options}")
+        print(f"{path}: {len(state_dict)} entries, {about['kind']} weights of step "
+              f"{about['step']}\n{options}")
     return about

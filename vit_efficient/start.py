@@ -36,8 +36,8 @@ def first_state(run: Run, checkpoints: Checkpoints,
         return 0, run.fresh_state() if given is None else _state_around(run, given)
     step, state, record = found
     if record["extra"] != run.fingerprint():
-        raise ValueError(f"teacher.workdir = {run.config.teacher.workdir}: its weights are not those "
-                         f"that step {step} in {checkpoints.directory} was taught by")
+        raise ValueError(f"teacher.workdir = {run.config.teacher.workdir}: its weights are not "
+                         f"those that step {step} in {checkpoints.directory} was taught by")
     return step, state
 
 

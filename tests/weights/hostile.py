@@ -145,7 +145,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "an empty stack": (pth(OPEN + b"0R."), "pickle"),
     "a numpy array of 8 TiB": (pth(OPEN + call(
         "numpy.core.multiarray", "_reconstruct", b"cnumpy\nndarray\nK\x00\x85U\x01b")
-        + b"(K\x01" + numbers((2 ** 40,)) + b"cnumpy\ndtype\nX\x02\x00\x00\x00f8\x85R\x89C\x01atb."),
+        + b"(K\x01" + numbers((2 ** 40,)) + call("numpy", "dtype", text("f8")) + b"\x89C\x01atb."),
         "pickle is damaged"),
     "a numpy array of objects": (pth(OPEN + call("numpy", "dtype", text("O8")) + b"."),
                                  "must be of numbers"),
@@ -154,7 +154,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "an archive of numpy": (npz, "holds no data.pkl"),
     "the other byte order": (pth(state(), byteorder=b"big"), "big-endian"),
     "the head of an archive": (raw(b"PK\x03\x04" + bytes(200)), "archive is damaged"),
-    "numbers instead of arrays": (pth(state(("model", OPEN[2:] + b"}(" + text("x") + b"K\x01u"))),
+    "numbers instead of arrays": (pth(state(("model", b"}(" + text("x") + b"K\x01u"))),
                                   "what is no array: x"),
     "an optimiser alone": (pth(state(("optimizer", b"}"), ("epoch", b"K\x01"))),
                            "holds optimizer, epoch, must have a state_dict under model or"),

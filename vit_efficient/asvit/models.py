@@ -163,8 +163,8 @@ class AsViT(nn.Module):
     knobs: ClassVar[tuple[str, ...]] = ("stride", "dilation")
     no_decay: ClassVar[tuple[str, ...]] = ("absolute_pos_embed",)
     order: ClassVar[tuple[str, ...]] = (
-        "absolute_pos_embed", "patch_embed", "layers", "blocks", "norm1", "attn", "qkv", "proj", "mlps",
-        "fc1", "fc2", "downsample", "reduction", "norm", "head")
+        "absolute_pos_embed", "patch_embed", "layers", "blocks", "norm1", "attn", "qkv", "proj",
+        "mlps", "fc1", "fc2", "downsample", "reduction", "norm", "head")
     optional: ClassVar[dict[str, str]] = {"absolute_pos_embed": "ape"}
     container: ClassVar[str] = ""           # official files are bare state_dicts (spec 10)
 
@@ -205,7 +205,8 @@ class AsViT(nn.Module):
     @staticmethod
     def resize(table: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         """The position table for a model of another image size (spec 13): as for other strides."""
-        if len(shape) != 3 or table.ndim != 3 or any(round(n ** 0.5) ** 2 != n for n in (table.shape[1], shape[1])):
+        squares = all(round(n ** 0.5) ** 2 == n for n in (table.shape[1], shape[1]))
+        if not len(shape) == table.ndim == 3 or not squares:
             raise ValueError(f"{table.shape} and {shape} are no position tables on square grids")
         return resize_table(table, round(shape[1] ** 0.5))
 

@@ -57,7 +57,8 @@ def read(path: Path) -> dict[str, Any]:
                 raise FileError(f"holds a {type(tree).__name__}, must be a dict")
             return tree
         entries, metadata = safetensors.read(path)
-        return {"state_dict": entries} | ({OURS: _parsed(metadata[OURS])} if OURS in metadata else {})
+        about = {OURS: _parsed(metadata[OURS])} if OURS in metadata else {}
+        return {"state_dict": entries} | about
     except FileError as error:
         raise FileError(f"{path}: {error}") from error
 
