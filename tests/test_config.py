@@ -106,6 +106,7 @@ def test_every_default_is_filled_in_and_types_are_those_of_the_signatures(recipe
     config = load(recipe)
     assert config.to_dict() == {
         "recipe": "asvit", "seed": 0, "epochs": 300.0, "batch_size": 1024, "dtype": "bfloat16",
+        "init_from": "",
         "data": {"source": "tfds", "path": "", "scale": (0.08, 1.0)},
         "optim": {"lr": 1e-3, "b2": 0.999, "clip_norm": None, "warmup": 5.0, "nesterov": False},
         "log": {"every": 50},

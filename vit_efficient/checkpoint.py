@@ -272,6 +272,19 @@ def read_weights(workdir: Path, weights: str, like: dict) -> tuple[int, dict]:
     return found[:2]
 
 
+def stored_shapes(workdir: Path, parts: tuple[str, ...], place: jax.sharding.Sharding) -> dict:
+    """What `read_weights` wants as `like` for `parts` of the run in `workdir`, all at `place`, as
+    its newest readable manifest says; a part without arrays is {}."""
+    with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
+        records = (checkpoints._record(step) for step in reversed(checkpoints.steps()))
+        record = next((record for record in records if isinstance(record, dict)), None)
+    if record is None:
+        raise ValueError(f"{workdir / 'checkpoints'} holds no checkpoint")
+    leaves = {name: jax.ShapeDtypeStruct(tuple(leaf["shape"]), leaf["dtype"], sharding=place)
+              for name, leaf in record["leaves"].items() if name.split("/")[0] in parts}
+    return {part: {} for part in parts} | traverse_util.unflatten_dict(leaves, sep="/")
+
+
 class _NewestAndBest:
     """Orbax's preservation policy: newest by number, not by time, and the best across restarts."""
 

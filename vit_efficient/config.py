@@ -27,6 +27,7 @@ GROUPS = {
     "optim": "vit_efficient.optim:make_optimizer",
     "step": "vit_efficient.step:make_step",
     "teacher": "vit_efficient.run:load_teacher",
+    "init": "vit_efficient.start:given_weights",
     "validation": "vit_efficient.evaluate:Validation",
     "mesh": "vit_efficient.sharding:make_mesh",
     "checkpoint": "vit_efficient.checkpoint:Checkpoints",
@@ -48,7 +49,7 @@ Flat = dict[str, Any]                                     # {"seed": 0, "optim.l
 
 
 def run(*, recipe: str = "", seed: Whole = 0, epochs: Positive, batch_size: Count,
-        dtype: Literal["bfloat16", "float32"] = "bfloat16") -> None:
+        dtype: Literal["bfloat16", "float32"] = "bfloat16", init_from: str = "") -> None:
     """The keys outside of groups; never called.
 
     Args:
@@ -58,6 +59,8 @@ def run(*, recipe: str = "", seed: Whole = 0, epochs: Positive, batch_size: Coun
       epochs: length of the run, in passes over the training set.
       batch_size: images of an optimiser step, on all devices together.
       dtype: of activations and matrix products; parameters and losses are float32.
+      init_from: the weights that the run starts from: an official file, an export, the workdir of
+        another run or one of its steps (DIR/checkpoints/STEP); "" starts from random ones.
     """
 
 

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import optax
 
-from vit_efficient import device, objective as objectives, sharding, state as states
-from vit_efficient.checkpoint import read_weights
+from vit_efficient import device, objective as objectives, sharding, start as starts, state as states
 from vit_efficient.data.loader import evaluation_batches
 from vit_efficient.limits import Count, Positive
 from vit_efficient.phases import Phase
@@ -115,7 +114,7 @@ def table(values: dict[str, float]) -> str:
 def evaluate(config: ConfigDict, workdir: Path, *, split: Literal["train", "val"] = "val",
              weights: str = "best") -> dict[str, float]:
     """Scores a checkpoint of `workdir` (its best or latest one, or a step) on a split, without
-    augmentation.
+    augmentation; where it has none, the weights of `init_from`.
 
     Prints the table and returns it; nothing is written. Raises ValueError where there is no such
     checkpoint or it is of another model.
@@ -123,8 +122,7 @@ def evaluate(config: ConfigDict, workdir: Path, *, split: Literal["train", "val"
     device.refuse_accidental_cpu()
     run = assemble(config)
     device.compile_cache()
-    like = states.weight_fields(run.abstract_state())
-    step, fields = read_weights(Path(workdir), weights, like)
+    step, fields = starts.weights(run, Path(workdir), weights)
     values = Validation(run, split, **config.validation)(fields, step)
     if jax.process_index() == 0:
         count = len(getattr(run.data, split))

@@ -8,7 +8,8 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from vit_efficient import device, distributed, metrics, sharding, state as states, summary
+from vit_efficient import (device, distributed, metrics, sharding, start as starts, state as states,
+                           summary)
 from vit_efficient.checkpoint import Checkpoints
 from vit_efficient.config import check_same_run, store
 from vit_efficient.data.loader import train_batches
@@ -33,9 +34,10 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, float]:
     run = assemble(config)
     validation = Validation(run, "val", **config.validation)
     device.compile_cache()
+    given = starts.given(run, workdir)
     distributed.make_folder(workdir)
     with Checkpoints(workdir / "checkpoints", **config.checkpoint) as checkpoints:
-        start, state = first_state(run, checkpoints)
+        start, state = starts.first_state(run, checkpoints, given)
         if jax.process_index() == 0:
             store(config, workdir)
         log.info("%s", summary.overview(run))
@@ -50,21 +52,6 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, float]:
     values = values or newest_scores(workdir)
     report(run, workdir, values)
     return values
-
-
-def first_state(run: Run, checkpoints: Checkpoints) -> tuple[int, states.State]:
-    """(steps done, state) that the run starts from: its newest whole checkpoint, or a fresh one.
-
-    Raises ValueError where the checkpoint is of another model or was taught by another teacher.
-    """
-    found = checkpoints.restore(run.abstract_state())
-    if not found:
-        return 0, run.fresh_state()
-    start, state, record = found
-    if record["extra"] != run.fingerprint():
-        raise ValueError(f"teacher.workdir = {run.config.teacher.workdir}: its weights are not "
-                         f"those that step {start} in {checkpoints.directory} was taught by")
-    return start, state
 
 
 class Loop:
