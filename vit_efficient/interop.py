@@ -36,6 +36,8 @@ def from_torch(model: nn.Module, state_dict: dict[str, np.ndarray]) -> dict:
 
 
 def to_torch(model: nn.Module, variables: dict) -> dict[str, np.ndarray]:
-    """The official state_dict of the model's variables, numpy arrays in torch's layout."""
-    return {names.official(path[1:]): names.to_official(path, np.asarray(value))
-            for path, value in traverse_util.flatten_dict(variables).items()}
+    """The official state_dict of the model's variables, numpy arrays in torch's layout and in the
+    order of the official file."""
+    flat = traverse_util.flatten_dict(variables)
+    return {names.official(path[1:]): names.to_official(path, np.asarray(flat[path]))
+            for path in sorted(flat, key=lambda path: names.rank(path[1:], model.order))}

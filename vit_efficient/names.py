@@ -15,6 +15,16 @@ def official(path: tuple[str, ...]) -> str:
     return ".".join([*names, "weight" if last in ("kernel", "scale") else last])
 
 
+def rank(path: tuple[str, ...], order: tuple[str, ...]) -> tuple:
+    """Sort key of the official file: a module's own parameters first, then its submodules as
+    `order` declares them, lists by number."""
+    last = ("kernel", "scale", "bias").index(path[-1]) if path[-1] in ("kernel", "scale", "bias") \
+        else order.index(path[-1])
+    modules = ((1, order.index(re.sub(r"_\d.*", "", name)), *map(int, re.findall(r"_(\d+)", name)))
+               for name in path[:-1])
+    return *modules, (0, last)
+
+
 def to_official(path: tuple[str, ...], array: np.ndarray) -> np.ndarray:
     """The array in torch's layout: Linear [in, out] -> [out, in], convolution HWIO -> OIHW, others
     as they are."""
