@@ -130,7 +130,8 @@ def export(fixture: Fixture) -> None:
 def pos_embed_resize(fixture: Fixture) -> None:
     """Position tables on other grids; a table is given as the text of its `fill`."""
     for name, case in fixture.config["cases"].items():
-        entry, *shape = re.fullmatch(r"fill\('(.+)', \((\d+), (\d+), (\d+)\)\)", case["in"]).groups()
+        entry, *shape = re.fullmatch(r"fill\('(.+)', \((\d+), (\d+), (\d+)\)\)",
+                                     case["in"]).groups()
         table = fill(entry, tuple(map(int, shape)))
         assert table.shape[1] == case["prefix_tokens"] + case["old_grid"] ** 2
         out = resize_bicubic(table, case["new_grid"], case["prefix_tokens"])
