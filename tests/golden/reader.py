@@ -14,8 +14,8 @@ import numpy as np
 from tests.golden.fill import fill
 
 # How a file was made and what is in it, in words; noise that was measured. Nothing to check.
-DESCRIPTIVE = ("about", "doc", "fixture", "kind", "method", "note", "origin", "outputs",
-               "weights")
+DESCRIPTIVE = ("about", "doc", "fixture", "input_doc", "keys", "kind", "method", "note", "origin",
+               "outputs", "weight_scale_doc", "weights")
 
 
 class Tracked:
@@ -97,6 +97,10 @@ class Fixture:
     def is_given(self, name: str) -> bool:
         """True where `inputs` lists the array."""
         return any(fnmatch(name, pattern) for pattern in self._inputs)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of an array, given or expected; this is not reading it."""
+        return self._arrays[name].shape
 
     def expect(self, name: str, value: Any, *, atol: float = 0.0, rtol: float = 0.0) -> None:
         """Compares `value` with the expected array: shape, and |difference| <= atol + rtol |it|."""
