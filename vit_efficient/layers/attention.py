@@ -19,12 +19,12 @@ class Fused(nn.Module):
     head_width: int
     use_bias: bool = True
     dtype: jnp.dtype = jnp.float32
-    init: Callable = small_normal
+    initializers: Callable = small_normal
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, ...]:
         D, H, d = x.shape[-1], self.num_heads, self.head_width
-        kernel_init, bias_init = self.init(D)
+        kernel_init, bias_init = self.initializers(D)
         kernel = self.param("kernel", kernel_init, (D, self.parts * H * d))
         bias = self.param("bias", bias_init, (self.parts * H * d,)) if self.use_bias else None
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
@@ -48,7 +48,7 @@ class Attention(nn.Module):
     scale: float | None = None
     qkv_bias: bool = True
     dtype: jnp.dtype = jnp.float32
-    init: Callable = small_normal
+    initializers: Callable = small_normal
     attn_drop: float = 0.0
     drop: float = 0.0
 
@@ -56,12 +56,13 @@ class Attention(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         D, H = x.shape[-1], self.num_heads
         d = self.head_width or D // H
-        q, k, v = Fused(3, H, d, self.qkv_bias, self.dtype, self.init, name="qkv")(x)
+        q, k, v = Fused(3, H, d, self.qkv_bias, self.dtype, self.initializers, name="qkv")(x)
         # [..., H, N, N]
         scores = jnp.einsum("...qhd,...khd->...hqk", q * (self.scale or d ** -0.5), k)
         weights = nn.softmax(scores.astype(jnp.float32)).astype(self.dtype)
         weights = nn.Dropout(self.attn_drop, deterministic=not train)(weights)
         out = jnp.einsum("...hqk,...khd->...qhd", weights, v).reshape(*x.shape[:-1], H * d)
-        kernel_init, bias_init = self.init(H * d)
-        out = nn.Dense(D, dtype=self.dtype, kernel_init=kernel_init, bias_init=bias_init, name="proj")(out)
+        kernel_init, bias_init = self.initializers(H * d)
+        out = nn.Dense(D, dtype=self.dtype, kernel_init=kernel_init, bias_init=bias_init,
+                       name="proj")(out)
         return nn.Dropout(self.drop, deterministic=not train)(out)

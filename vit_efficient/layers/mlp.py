@@ -21,13 +21,14 @@ class Mlp(nn.Module):
     """
     hidden: int
     dtype: jnp.dtype = jnp.float32
-    init: Callable = small_normal
+    initializers: Callable = small_normal
     drop: float = 0.0
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         for name, width in (("fc1", self.hidden), ("fc2", x.shape[-1])):
-            kernel_init, bias_init = self.init(x.shape[-1])
-            x = nn.Dense(width, dtype=self.dtype, kernel_init=kernel_init, bias_init=bias_init, name=name)(x)
+            kernel_init, bias_init = self.initializers(x.shape[-1])
+            x = nn.Dense(width, dtype=self.dtype, kernel_init=kernel_init, bias_init=bias_init,
+                         name=name)(x)
             x = nn.Dropout(self.drop, deterministic=not train)(gelu(x) if name == "fc1" else x)
         return x

@@ -11,7 +11,7 @@ LayerNorm = partial(nn.LayerNorm, use_fast_variance=False)
 
 
 class BatchNorm(nn.Module):
-    """torch's `nn.BatchNorm2d`: x [B, h, w, C] -> [B, h, w, C] in `dtype`; collection `batch_stats`.
+    """torch's `nn.BatchNorm2d`: x [B, h, w, C] -> the same in `dtype`; collection `batch_stats`.
 
     In training the whole batch's statistics, of all devices, normalise; the running variance moves
     by the unbiased one (Flax's own by the biased). `num_batches_tracked` [] is a float, so that an

@@ -79,7 +79,7 @@ class Block(nn.Module):
         norm = partial(LayerNorm, EPSILON, dtype=self.dtype)
         a1, a2, a3, a4 = (Scalar(name=f"coefficient{k}")().astype(self.dtype)
                           for k in range(1, 5))
-        attention = Attention(self.num_heads, dtype=self.dtype, init=torch_default,
+        attention = Attention(self.num_heads, dtype=self.dtype, initializers=torch_default,
                               attn_drop=self.drops.attn_drop, drop=self.drops.drop, name="attn")
         out = sliced(partial(attention, train=train), norm(name="norm1")(x), groups, permutation)
         x = a1 * x + a2 * drop_path(self, out, rate, train)
@@ -177,16 +177,17 @@ class Stage(nn.Module):
         loops, weights = len(self.groups), self.variables["params"]
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves),
                                *([weights[name] for name in row] for row in names))
-        random = train and (any(self.rates) or any(self.drops))
-        keys = jax.random.split(self.make_rng("dropout"), (len(names), 2 * loops)) if random else None
+        keys = None
+        if train and (any(self.rates) or any(self.drops)):
+            keys = jax.random.split(self.make_rng("dropout"), (len(names), 2 * loops))
 
         def body(x, inputs):
             (shared, *others), permutation, rate, keys = inputs
             rngs = [{} if keys is None else {"dropout": keys[i]} for i in range(2 * loops)]
-            bound = lambda module, weights, rngs: partial(
+            apply = lambda module, weights, rngs: partial(
                 module.apply, {"params": weights}, rngs=rngs)
-            return passes([bound(block, shared, rngs[i]) for i in range(loops)],
-                          [bound(nonlinear, w, k) for w, k in zip(others, rngs[loops:])],
+            return passes([apply(block, shared, rngs[i]) for i in range(loops)],
+                          [apply(nonlinear, w, k) for w, k in zip(others, rngs[loops:])],
                           self.groups, x, permutation, 0.0 if rate is None else rate, train), None
 
         body = jax.checkpoint(body, prevent_cse=False) if self.remat else body

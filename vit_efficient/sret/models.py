@@ -171,9 +171,9 @@ class SReT(nn.Module):
                                      zip(pixels, (3, *outputs), outputs))}
         for s, (C, side) in enumerate(zip(widths, sides)):
             N = side ** 2
-            linear = 4 * C * C + 2 * C * int(C * self.mlp_ratio) + 2 * C * int(C * self.np_mlp_ratio)
+            hidden = int(C * self.mlp_ratio) + int(C * self.np_mlp_ratio)
             counts[f"transformers_{s}"] = self.recursive_num[s] * sum(
-                N * linear + 2 * N * (N // count) * C for count in self.groups[s])
+                N * C * (4 * C + 2 * hidden + 2 * (N // count)) for count in self.groups[s])
             if s:
                 counts[f"pools_{s - 1}"] = N * 9 * C
         return counts | {"head": widths[-1] * self.num_classes}
@@ -259,7 +259,8 @@ VARIANTS = {"sret": sret} | {
     f"sret_{size}{suffix}": partial(make, **options)
     for size, make in _SIZES.items() for suffix, options in {
         "": _SLICES, "_distill": _SLICES, "_wo_slice": {}, "_wo_slice_distill": {},
-        "_wo_slice_distill_384": dict(image_size=384), "_wo_slice_distill_512": dict(image_size=512),
+        "_wo_slice_distill_384": dict(image_size=384),
+        "_wo_slice_distill_512": dict(image_size=512),
     }.items()
 } | {
     "sret_lt_16_14_1": partial(_SIZES["lt"], groups1=(16, 14, 1), groups2=(1, 1, 1)),
