@@ -203,7 +203,12 @@ def sret(num_classes: int = 1000, image_size: int = 224, dtype: str = "float32",
                              f"= {depth} has {len(depth)}")
     groups = tuple(_passes(s, *sizes) for s, sizes in enumerate(
         zip(depth, recursive_num, groups1, groups2)))
-    _check(image_size, [dim * count for dim, count in zip(base_dims, heads)], groups)
+    widths = [dim * count for dim, count in zip(base_dims, heads)]
+    _check(image_size, widths, groups)
+    for key, ratio in (("mlp_ratio", mlp_ratio), ("np_mlp_ratio", np_mlp_ratio)):
+        if int(min(widths) * ratio) < 1:
+            raise ValueError(f"model.{key} = {ratio}: a stage of {min(widths)} channels needs at "
+                             f"least {1 / min(widths):g}")
     return SReT(tuple(base_dims), tuple(heads), tuple(depth), tuple(recursive_num), groups,
                 mlp_ratio, np_mlp_ratio, num_classes, image_size, drop_rate, attn_drop_rate,
                 drop_path, scan, remat, jnp.dtype(dtype))
