@@ -21,8 +21,9 @@ def get_config(variant: Literal["small", "base", "large"] = "small",
                imagefolder: str | None = None, arch: str | None = None) -> ConfigDict:
     """The recipe of spec asvit.md 8.3; `digits` changes what a small data set asks for."""
     if data == "imagenet" and not imagefolder:
-        raise ValueError("ImageNet-1k with RandAugment, mixup and erasing is not in this version yet: train on "
-                         "configs/asvit.py:digits or on your own images with configs/asvit.py:imagefolder=PATH")
+        raise ValueError("ImageNet-1k with RandAugment, mixup and erasing is not in this version "
+                         "yet: train on configs/asvit.py:digits or on your own images with "
+                         "configs/asvit.py:imagefolder=PATH")
     config = ConfigDict(dict(
         seed=0, epochs=300.0, batch_size=1024, dtype="bfloat16",
         data=dict(source="imagefolder", path=imagefolder or "", image_size=224),
@@ -37,10 +38,12 @@ def get_config(variant: Literal["small", "base", "large"] = "small",
             epochs=60.0, batch_size=64, dtype="float32",
             data=dict(source="digits", image_size=32),
             augment=dict(scale=(0.6, 1.0), flip=0.0, interpolation="bicubic", eval_crop=1.0),
+            loader=dict(threads=1),
             model=dict(name="asvit_tiny", drop_path=0.0),
             optim=dict(lr=2e-3, lr_batch=64),
             step=dict(ema_decay=0.99),
-            validation=dict(every_epochs=5.0)))
+            validation=dict(every_epochs=5.0),
+            checkpoint=dict(every_epochs=5.0)))
     if arch:
         config.model.update(dict(name="asvit", arch=arch))
     return config

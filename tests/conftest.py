@@ -9,3 +9,7 @@ from hypothesis import settings
 
 settings.register_profile("tests", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("tests")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--kills", type=int, default=2, help="SIGKILLs of the resume test")

@@ -1,7 +1,5 @@
-"""Evaluation: every example exactly once, for any batch size, on any number of devices and
-hosts."""
+"""Evaluation: every example exactly once, for any batch size, devices and hosts."""
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -10,7 +8,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import optax
 
-from vit_efficient import objective as objectives, sharding, state as states
+from vit_efficient import device, objective as objectives, sharding, state as states
 from vit_efficient.checkpoint import read_weights
 from vit_efficient.data.loader import evaluation_batches
 from vit_efficient.limits import Count, Positive
@@ -24,14 +22,15 @@ def scores(logits: jax.Array, batch: dict) -> dict[str, tuple[jax.Array, jax.Arr
     weight = batch["weight"]
     target = objectives.soft_targets(batch["label"], logits.shape[-1], 0.0)
     each = {"loss": optax.softmax_cross_entropy(logits.astype(jnp.float32), target),
-            "top1": objectives.hits(logits, batch["label"]), "top5": objectives.hits(logits, batch["label"], 5)}
-    # A padded image may have any loss, also an infinite one: it is left out, not multiplied by
-    # zero.
-    return {name: (jnp.where(weight > 0, value, 0).sum(), weight.sum()) for name, value in each.items()}
+            "top1": objectives.hits(logits, batch["label"]),
+            "top5": objectives.hits(logits, batch["label"], 5)}
+    # A padded image may have any loss, an infinite one too: left out, not multiplied by zero.
+    return {name: (jnp.where(weight > 0, value, 0).sum(), weight.sum())
+            for name, value in each.items()}
 
 
 def make_program(run: Run, phase: Phase) -> Callable:
-    """`(weights, batch) -> {prediction: {metric: (sum, count)}}`, jitted: `weights` as of
+    """`(weights, step, batch) -> {prediction: {metric: (sum, count)}}`, jitted; `weights` as of
     `state.weights`."""
     predictions = run.objective(phase).predictions
     forward = objectives.bind(run.model, phase, run.phases.scalars)
@@ -46,12 +45,17 @@ def make_program(run: Run, phase: Phase) -> Callable:
 
 
 class Validation:
-    """Scores weights on a split; its compiled programs are kept from one call to the next."""
+    """Scores weights on a split; its compiled programs are kept from one call to the next.
 
-    def __init__(self, run: Run, split: str, *, every_epochs: Positive = 1.0, batch_size: Count | None = None):
+    Args:
+      every_epochs: epochs from one evaluation in training to the next; the last step has one too.
+      batch_size: images at once, by default the training batch.
+    """
+
+    def __init__(self, run: Run, split: str, *, every_epochs: Positive = 1.0,
+                 batch_size: Count | None = None):
         self.run, self.source = run, getattr(run.data, split)
         self.batch_size = batch_size or run.config.batch_size
-        sharding.check_batch(run.mesh, "validation.batch_size", self.batch_size)
         self.every_steps = max(round(every_epochs * run.length.steps_per_epoch), 1)
         self._programs: dict[Phase, Callable] = {}
 
@@ -59,31 +63,37 @@ class Validation:
         """True after the steps that an evaluation follows: every so many, and the last."""
         return step % self.every_steps == 0 or step == self.run.phases.total
 
-    def __call__(self, fields: dict, step: int, phase: Phase = Phase()) -> dict[str, float]:
+    def __call__(self, fields: dict, step: int, phase: Phase = Phase(),
+                 alive: Callable[[], None] = lambda: None) -> dict[str, float]:
         """Means over the split: `top1`, `top5`, `loss` of the raw weights and `..._ema` of the
         averaged ones, at the run's last setting and, where that of `phase` is another, also at its
-        own: `..._stride16`."""
-        last = self.run.phases.phase_at(self.run.phases.total - 1)
-        settings = {"": Phase(model=last.model)}
-        if phase.model and phase.model != last.model:
-            name, value = phase.model[0]
-            settings[f"_{name}{value}"] = Phase(model=phase.model)
+        own: `..._stride16`. `alive` is called for every batch."""
+        settings = self.settings(phase)
         kinds = ("raw", "ema") if fields["ema"] else ("raw",)
-        asked = {(kind, label): states.weights(fields, kind) for kind in kinds for label in settings}
+        asked = [(kind, suffix, states.weights(fields, kind))
+                 for kind in kinds for suffix in settings]
         sums: dict = {}
-        for batch in evaluation_batches(self.source, self.run.augment, self.run.image_size, self.batch_size,
-                                        sharding.batch_sharding(self.run.mesh)):
-            for (kind, label), weights in asked.items():
-                out = self._program(settings[label])(weights, jnp.int32(step), batch)
-                key = kind, label
-                sums[key] = jax.tree.map(jnp.add, sums[key], out) if key in sums else out
-        result = {}
-        for (kind, label), named in jax.device_get(sums).items():
-            for prediction, metrics in named.items():
-                for metric, (total, count) in metrics.items():
-                    suffix = label + ("_ema" if kind == "ema" else "") + (f"_{prediction}" if prediction else "")
-                    result[metric + suffix] = float(total / count)
-        return result
+        with evaluation_batches(self.source, self.run.augment, self.run.image_size,
+                                self.batch_size, sharding.batch_sharding(self.run.mesh),
+                                **self.run.config.loader) as batches:
+            for batch in batches:
+                alive()
+                for kind, suffix, weights in asked:
+                    out = self._program(settings[suffix])(weights, jnp.int32(step), batch)
+                    key = suffix + ("_ema" if kind == "ema" else "")
+                    sums[key] = jax.tree.map(jnp.add, sums[key], out) if key in sums else out
+        return {f"{metric}{key}{prediction and '_' + prediction}": float(total / count)
+                for key, named in jax.device_get(sums).items()
+                for prediction, metrics in named.items()
+                for metric, (total, count) in metrics.items()}
+
+    def settings(self, phase: Phase) -> dict[str, Phase]:
+        """Suffix -> setting: the model's of the run's last phase, and that of `phase`."""
+        last = self.run.phases.phase_at(self.run.phases.total - 1).model
+        if not phase.model or phase.model == last:
+            return {"": Phase(model=last)}
+        name, value = phase.model[0]
+        return {"": Phase(model=last), f"_{name}{value}": Phase(model=phase.model)}
 
     def _program(self, phase: Phase) -> Callable:
         if phase not in self._programs:
@@ -92,12 +102,14 @@ class Validation:
 
 
 def table(values: dict[str, float]) -> str:
-    """Scores a line each: `top-1 98.6 %`."""
+    """Scores a line each: `top-1 98.6 %`, those of top-1 first."""
     def row(name: str, value: float) -> str:
         metric, _, rest = name.partition("_")
         label = " ".join((metric.replace("top", "top-"), *rest.split("_"))).strip()
-        return f"{label} {100 * value:.1f} %" if metric.startswith("top") else f"{label} {value:.4f}"
-    return "\n".join(row(*item) for item in sorted(values.items(), key=lambda item: not item[0].startswith("top1")))
+        share = metric.startswith("top")
+        return f"{label} {100 * value:.1f} %" if share else f"{label} {value:.4f}"
+    ordered = sorted(values.items(), key=lambda item: not item[0].startswith("top1"))
+    return "\n".join(row(*item) for item in ordered)
 
 
 def evaluate(config: ConfigDict, workdir: Path, *, split: Literal["train", "val"] = "val",
@@ -106,10 +118,15 @@ def evaluate(config: ConfigDict, workdir: Path, *, split: Literal["train", "val"
     augmentation.
 
     Prints the table and returns it; nothing is written. Raises ValueError where there is no such
-    checkpoint.
+    checkpoint or it is of another model.
     """
+    device.refuse_accidental_cpu()
     run = assemble(config)
-    step, fields = read_weights(workdir, weights, run.abstract_state())
+    device.compile_cache()
+    like = states.weight_fields(run.abstract_state())
+    step, fields = read_weights(Path(workdir), weights, like)
     values = Validation(run, split, **config.validation)(fields, step)
-    print(f"{config.model.name}, step {step}, {len(getattr(run.data, split))} images of {split}\n{table(values)}")
+    if jax.process_index() == 0:
+        count = len(getattr(run.data, split))
+        print(f"{config.model.name}, step {step}, {count} images of {split}\n{table(values)}")
     return values

@@ -67,14 +67,22 @@ def main(argv: list[str] | None = None) -> int:
         start_logging()
         distributed = importlib.import_module("vit_efficient.distributed")
         distributed.start(*command.hosts)
-        with distributed.fail_fast():
+        with distributed.fail_fast(lambda error: report(error, file)):
             command.job(command.config, command.workdir, **command.options)
     except (ValueError, FileNotFoundError) as error:
         if not meant_for_the_user(error):
             raise
+        return report(error, file)
+    return 0
+
+
+def report(error: BaseException, file: str) -> int:
+    """Tells the user what went wrong, in a line or with a traceback; returns the exit code."""
+    if meant_for_the_user(error):
         print(f"error: {error}{file}", file=sys.stderr)
         return 2
-    return 0
+    traceback.print_exception(error)
+    return 1
 
 
 def read(argv: list[str]) -> Command:
@@ -129,8 +137,10 @@ def usage(found: dict[str, str | None]) -> str:
     return "\n".join([HELP, "", f"Flags of --job={found['job']}:", *(table(own) or ["  none"])])
 
 
-def meant_for_the_user(error: Exception) -> bool:
+def meant_for_the_user(error: BaseException) -> bool:
     """True where a `raise` of this package made the error; otherwise a traceback tells more."""
+    if not isinstance(error, (ValueError, FileNotFoundError)):
+        return False
     frame, line = list(traceback.walk_tb(error.__traceback__))[-1]
     file, module = frame.f_code.co_filename, frame.f_globals.get("__name__", "")
     ours = module.startswith("vit_efficient") or file == __file__

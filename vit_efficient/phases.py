@@ -15,6 +15,11 @@ class Phase(NamedTuple):
     data: tuple = ()
     topology: bool = False
 
+    @property
+    def label(self) -> str:
+        """In words: `stride 16, dilation 5`."""
+        return ", ".join(f"{name} {value}" for name, value in self.model) or "the whole run"
+
 
 class Position(NamedTuple):
     """Which examples a step holds: those of pass `epoch` from its `first` on, each `crops` times
@@ -49,10 +54,10 @@ class Phases(NamedTuple):
     position: Callable[[int], Position]
     scalars: dict[str, Callable] = {}
 
-    def distinct(self) -> dict[Phase, int]:
-        """Every phase of the run and the first step that is in it, in order."""
+    def distinct(self, start: int = 0) -> dict[Phase, int]:
+        """Every phase from step `start` on and the first step that is in it, in order."""
         first: dict[Phase, int] = {}
-        for step in range(self.total):
+        for step in range(start, self.total):
             first.setdefault(self.phase_at(step), step)
         return first
 

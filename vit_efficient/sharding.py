@@ -51,6 +51,16 @@ def state_sharding(mesh: Mesh, tree):
     return jax.tree.map(lambda leaf: NamedSharding(mesh, spec(mesh, leaf.shape)), tree)
 
 
+def abstract(mesh: Mesh, tree):
+    """Shapes, dtypes and places of a state's leaves."""
+    return jax.tree.map(lambda leaf, place: placed(place, leaf), tree, state_sharding(mesh, tree))
+
+
+def placed(place: NamedSharding, leaf) -> jax.ShapeDtypeStruct:
+    """The shape and dtype of a leaf, at `place`."""
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())

@@ -30,23 +30,33 @@ class State(struct.PyTreeNode):
 
 
 def create(seed: int, variables: dict, optimizer, sparsity, ema: bool) -> State:
-    """A fresh state around a model's `variables`; jittable, so that large states are born
-    sharded."""
-    params, collections = variables["params"], {k: v for k, v in variables.items() if k != "params"}
-    seed = jnp.uint32(seed)
-    masks = sparsity.init(params, jax.random.fold_in(jax.random.key(seed), 0x5EED))
-    params = sparsity.apply(params, masks)
-    zero = jnp.int32(0)
-    return State(
-        step=zero, seed=seed, params=params, collections=collections, opt_state=optimizer.init(params),
-        ema={"params": params, "collections": collections} if ema else {}, masks=masks, skipped=zero, streak=zero)
+    """A fresh state around a model's `variables`; jittable, so that large ones are born sharded."""
+    fields = split(variables, ema)
+    seed, zero = jnp.uint32(seed), jnp.int32(0)
+    masks = sparsity.init(fields["params"], jax.random.fold_in(jax.random.key(seed), 0x5EED))
+    params = sparsity.apply(fields["params"], masks)
+    if ema:
+        fields["ema"]["params"] = params
+    return State(step=zero, seed=seed, **fields | {"params": params}, masks=masks,
+                 opt_state=optimizer.init(params), skipped=zero, streak=zero)
 
 
-WEIGHTS = ("params", "collections", "ema")    # what evaluation and export read of a stored state
+def split(variables: dict, ema: bool) -> dict:
+    """A model's variables as the fields of a state that hold weights: `params`, `collections` (all
+    others) and `ema`, {} or a copy of both."""
+    collections = {name: tree for name, tree in variables.items() if name != "params"}
+    raw = {"params": variables["params"], "collections": collections}
+    return raw | {"ema": dict(raw) if ema else {}}
 
 
-def weights(state, kind: str) -> dict:
-    """The `raw` or `ema` weights of a state (or of a dict of its fields) as `{"params",
-    "collections"}`."""
-    fields = state if isinstance(state, dict) else {name: getattr(state, name) for name in WEIGHTS}
-    return fields["ema"] if kind == "ema" else {name: fields[name] for name in ("params", "collections")}
+def weight_fields(state: State) -> dict:
+    """What evaluation and export read of a state: its `params`, `collections` and `ema`."""
+    return {"params": state.params, "collections": state.collections, "ema": state.ema}
+
+
+def weights(fields: dict, kind: str | None = None) -> dict:
+    """The "raw" or "ema" weights of such fields as {"params", "collections"}; by default the
+    averaged ones where there are any."""
+    if kind == "ema" or kind is None and fields["ema"]:
+        return fields["ema"]
+    return {name: fields[name] for name in ("params", "collections")}

@@ -9,29 +9,34 @@ import numpy as np
 from vit_efficient.run import Run, assemble
 
 
+def parameters(tree) -> int:
+    """Numbers in a tree of arrays or shapes."""
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
 def overview(run: Run) -> str:
-    """A line for the log: parameters, multiply-adds of each phase relative to the last, devices."""
+    """Lines for the log: parameters part by part, multiply-adds of each phase and relative to the
+    last, length, devices."""
     params = run.abstract_state().params
-    count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
-    phases = list(run.phases.distinct())
-    macs = [sum(run.model.macs(**dict(phase.model)).values()) for phase in phases]
+    parts = ", ".join(f"{name} {parameters(part):,}" for name, part in params.items())
+    macs = [sum(run.model.macs(**dict(phase.model)).values()) for phase in run.phases.distinct()]
     shares = ", ".join(f"{m / 1e6:,.1f} M ({100 * m / macs[-1]:.1f} %)" for m in macs)
-    return (f"{run.config.model.name}: {count:,} parameters, multiply-adds per image by phase {shares}; "
-            f"{run.length.total} steps of {run.length.batch_size} images; "
-            f"{run.mesh.size} x {jax.devices()[0].device_kind}, mesh {dict(run.mesh.shape)}")
+    return (f"{run.config.model.name}: {parameters(params):,} parameters ({parts})\n"
+            f"multiply-adds of an image by phase: {shares}\n"
+            f"{run.length.total} steps of {run.length.batch_size} images on {run.mesh.size} x "
+            f"{jax.devices()[0].device_kind}, mesh {dict(run.mesh.shape)}")
 
 
 def summary(config: ConfigDict, workdir: Path) -> dict[str, dict[str, int]]:
-    """Prints and returns `{part: {"parameters", "macs"}}` and every parameter's shape; nothing is
-    written."""
+    """Prints and returns `{part: {"parameters", "macs"}}`, and prints every parameter's shape;
+    nothing is written."""
     run = assemble(config)
-    params = run.abstract_state().params
-    counts = {name: sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(part)) for name, part in params.items()}
-    macs = run.model.macs()
+    params, macs = run.abstract_state().params, run.model.macs()
     print(parameter_overview.get_parameter_overview(params, include_stats=False))
-    rows = [(name, counts.get(name, 0), macs.get(name, 0)) for name in dict.fromkeys([*counts, *macs])]
-    rows.append(("total", sum(counts.values()), sum(macs.values())))
-    for name, parameters, adds in (("part", "parameters", "multiply-adds"), *rows):
-        print(f"{name:24} {parameters:>16,} {adds:>20,}" if adds != "multiply-adds" else
-              f"{name:24} {parameters:>16} {adds:>20}")
-    return {name: {"parameters": parameters, "macs": adds} for name, parameters, adds in rows}
+    rows = {name: {"parameters": parameters(params.get(name, {})), "macs": macs.get(name, 0)}
+            for name in dict.fromkeys([*params, *macs])}
+    rows["total"] = {"parameters": parameters(params), "macs": sum(macs.values())}
+    print(f"{'part':24} {'parameters':>16} {'multiply-adds':>20}")
+    for name, row in rows.items():
+        print(f"{name:24} {row['parameters']:>16,} {row['macs']:>20,}")
+    return rows

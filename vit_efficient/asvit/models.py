@@ -162,6 +162,11 @@ class AsViT(nn.Module):
 
     knobs: ClassVar[tuple[str, ...]] = ("stride", "dilation")
     no_decay: ClassVar[tuple[str, ...]] = ("absolute_pos_embed",)
+    order: ClassVar[tuple[str, ...]] = (
+        "absolute_pos_embed", "patch_embed", "layers", "blocks", "norm1", "attn", "qkv", "proj", "mlps",
+        "fc1", "fc2", "downsample", "reduction", "norm", "head")
+    optional: ClassVar[dict[str, str]] = {"absolute_pos_embed": "ape"}
+    container: ClassVar[str] = ""           # official files are bare state_dicts (spec 10)
 
     def __call__(self, images: jax.Array, *, train: bool = False, stride: int = 4,
                  dilation: int | None = None) -> jax.Array:
@@ -196,6 +201,13 @@ class AsViT(nn.Module):
         if self.num_classes:
             out = nn.Dense(self.num_classes, kernel_init=init, name="head_2")(out)
         return {"logits": out, "pooled_norm": pooled, "pooled_raw": x.mean(1), "grids": tuple(grids)}
+
+    @staticmethod
+    def resize(table: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """The position table for a model of another image size (spec 13): as for other strides."""
+        if len(shape) != 3 or table.ndim != 3 or any(round(n ** 0.5) ** 2 != n for n in (table.shape[1], shape[1])):
+            raise ValueError(f"{table.shape} and {shape} are no position tables on square grids")
+        return resize_table(table, round(shape[1] ** 0.5))
 
     def macs(self, *, stride: int = 4, dilation: int | None = None) -> dict[str, int]:
         """Multiply-adds of one image by part, as the official counter counts them (spec 3)."""

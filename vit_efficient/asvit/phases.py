@@ -1,10 +1,12 @@
 """Progressive tokenization: coarse tokens early in training, all tokens later, one set of weights
 (spec asvit.md 8)."""
 import math
+from typing import Literal
 
 from vit_efficient.asvit.models import auto_dilation
+from vit_efficient.limits import Count, NonNegative
 from vit_efficient.phases import Length, Phase, Phases, plain_position
-from vit_efficient.rooms import nearest
+from vit_efficient.values import nearest
 
 # Fractions of the epochs at which strides 8 and 4 begin (spec 8.1): 40k and 70k epochs of 300, k =
 # 1, 2, 3.
@@ -55,12 +57,17 @@ def check(phases: tuple, key: str, image_size: int, coarse_end: bool) -> None:
                          "dilation 1), or set phases.coarse_end = True")
 
 
-def progressive(length: Length, model, *, schedule: str | tuple = "p37", coarse_end: bool = False) -> Phases:
+def progressive(length: Length, model, *, coarse_end: bool = False,
+                schedule: Literal["off", "p18", "p37", "p56", "figure"]
+                | tuple[tuple[NonNegative, Count, Count | None], ...] = "p37") -> Phases:
     """Phases of stride and dilation over epochs; every switch falls on the first step of an epoch.
 
     `schedule` is "off", "p18", "p37", "p56", "figure" (fractions of the epochs) or `((first epoch,
     stride, dilation or None for the auto rule), ...)`; `coarse_end` allows a list that ends coarse.
     """
+    if not {"stride", "dilation"} <= set(model.knobs):
+        raise ValueError("phases.name = progressive: needs a model whose stem has a stride and a "
+                         "dilation, as asvit; phases.name = constant goes with every model")
     phases = tokenization(length.epochs, schedule)
     check(phases, f"phases.schedule = {schedule}", model.image_size, coarse_end)
     kernel = model.arch.kernels[0]

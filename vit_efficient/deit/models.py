@@ -63,6 +63,10 @@ class DeiT(nn.Module):
 
     knobs: ClassVar[tuple[str, ...]] = ()
     no_decay: ClassVar[tuple[str, ...]] = ("cls_token", "dist_token", "pos_embed")
+    order: ClassVar[tuple[str, ...]] = (
+        "cls_token", "pos_embed", "dist_token", "patch_embed", "blocks", "norm1", "attn", "qkv",
+        "proj", "norm2", "mlp", "fc1", "fc2", "norm", "fc_norm", "head", "head_dist")
+    optional: ClassVar[dict[str, str]] = {"dist_token": "distilled", "head_dist": "distilled"}
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array | tuple[jax.Array, jax.Array]:
