@@ -14,8 +14,8 @@ import numpy as np
 from tests.golden.fill import fill
 
 # How a file was made and what is in it, in words; noise that was measured. Nothing to check.
-DESCRIPTIVE = ("about", "doc", "fixture", "input_doc", "keys", "kind", "method", "note", "origin",
-               "outputs", "weight_scale_doc", "weights")
+DESCRIPTIVE = ("about", "build", "doc", "entries", "fixture", "input_doc", "keys", "kind",
+               "method", "note", "origin", "outputs", "weight_scale_doc", "weights", "what")
 
 
 class Tracked:
@@ -102,14 +102,19 @@ class Fixture:
         """Of an array, given or expected; this is not reading it."""
         return self._arrays[name].shape
 
-    def expect(self, name: str, value: Any, *, atol: float = 0.0, rtol: float = 0.0) -> None:
-        """Compares `value` with the expected array: shape, and |difference| <= atol + rtol |it|."""
+    def expect(self, name: str, value: Any, *, atol: float | np.ndarray = 0.0,
+               rtol: float = 0.0) -> None:
+        """Compares `value` with the expected array: shape, and |difference| <= atol + rtol |it|,
+        where `atol` is a number or one for each element."""
         assert not self.is_given(name), f"{name} is given, read it with `given`"
         self._read.add(name)
         expected, value = self._arrays[name], np.asarray(value)
         assert value.shape == expected.shape, f"{name}: {value.shape}, expected {expected.shape}"
         if expected.dtype.kind in "fc":
-            np.testing.assert_allclose(value, expected, rtol=rtol, atol=atol, err_msg=name)
+            error = np.where(value == expected, 0, np.abs(np.subtract(value, expected)))
+            far = ~(error <= atol + rtol * np.abs(expected))
+            assert not far.any(), (f"{name}: {far.sum()} of {far.size} too far, the first at "
+                                   f"{np.argwhere(far)[0]}, the furthest by {error[far].max()}")
         else:
             np.testing.assert_array_equal(value, expected, err_msg=name)
 

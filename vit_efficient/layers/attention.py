@@ -1,7 +1,11 @@
 """Multi-head self-attention: stored as the official fused matrix, computed as three products."""
+from collections.abc import Callable
+
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+
+from vit_efficient.layers.init import small_normal
 
 
 class Fused(nn.Module):
@@ -15,13 +19,14 @@ class Fused(nn.Module):
     head_width: int
     use_bias: bool = True
     dtype: jnp.dtype = jnp.float32
+    initializers: Callable = small_normal
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, ...]:
         D, H, d = x.shape[-1], self.num_heads, self.head_width
-        kernel = self.param("kernel", nn.initializers.normal(0.02), (D, self.parts * H * d))
-        bias = (self.param("bias", nn.initializers.zeros, (self.parts * H * d,))
-                if self.use_bias else None)
+        kernel_init, bias_init = self.initializers(D)
+        kernel = self.param("kernel", kernel_init, (D, self.parts * H * d))
+        bias = self.param("bias", bias_init, (self.parts * H * d,)) if self.use_bias else None
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         kernel = kernel.reshape(D, self.parts, H, d)
         out = [jnp.einsum("...nd,dhk->...nhk", x, kernel[:, i]) for i in range(self.parts)]
@@ -35,22 +40,29 @@ class Attention(nn.Module):
 
     The heads have `head_width` channels each (default D // H; `H * head_width` may be below D,
     As-ViT). `scale` multiplies the queries, default `head_width ** -0.5`. `qkv/kernel` is
-    `qkv.weight` of the official files, transposed.
+    `qkv.weight` of the official files, transposed. In training `attn_drop` drops attention weights,
+    `drop` outputs.
     """
     num_heads: int
     head_width: int | None = None
     scale: float | None = None
     qkv_bias: bool = True
     dtype: jnp.dtype = jnp.float32
+    initializers: Callable = small_normal
+    attn_drop: float = 0.0
+    drop: float = 0.0
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         D, H = x.shape[-1], self.num_heads
         d = self.head_width or D // H
-        q, k, v = Fused(3, H, d, self.qkv_bias, self.dtype, name="qkv")(x)
+        q, k, v = Fused(3, H, d, self.qkv_bias, self.dtype, self.initializers, name="qkv")(x)
         # [..., H, N, N]
         scores = jnp.einsum("...qhd,...khd->...hqk", q * (self.scale or d ** -0.5), k)
         weights = nn.softmax(scores.astype(jnp.float32)).astype(self.dtype)
+        weights = nn.Dropout(self.attn_drop, deterministic=not train)(weights)
         out = jnp.einsum("...hqk,...khd->...qhd", weights, v).reshape(*x.shape[:-1], H * d)
-        init = nn.initializers.normal(0.02)
-        return nn.Dense(D, dtype=self.dtype, kernel_init=init, name="proj")(out)
+        kernel_init, bias_init = self.initializers(H * d)
+        out = nn.Dense(D, dtype=self.dtype, kernel_init=kernel_init, bias_init=bias_init,
+                       name="proj")(out)
+        return nn.Dropout(self.drop, deterministic=not train)(out)
