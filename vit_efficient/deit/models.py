@@ -32,21 +32,29 @@ class Block(nn.Module):
     """Pre-norm attention and MLP: tokens [B, N, D] -> [B, N, D]."""
     num_heads: int
     mlp_ratio: float
+    qkv_bias: bool
+    scale: float | None
+    epsilon: float
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: jax.Array, rate: float | jax.Array, train: bool) -> jax.Array:
-        norm = partial(LayerNorm, EPSILON, dtype=self.dtype)
-        x = x + drop_path(self, Attention(self.num_heads, dtype=self.dtype, name="attn")(norm(name="norm1")(x)), rate, train)
-        hidden = int(x.shape[-1] * self.mlp_ratio)
-        return x + drop_path(self, Mlp(hidden, self.dtype, name="mlp")(norm(name="norm2")(x)), rate, train)
+        norm = partial(LayerNorm, self.epsilon, dtype=self.dtype)
+        attention = Attention(self.num_heads, scale=self.scale, qkv_bias=self.qkv_bias,
+                              dtype=self.dtype, name="attn")
+        x = x + drop_path(self, attention(norm(name="norm1")(x)), rate, train)
+        mlp = Mlp(int(x.shape[-1] * self.mlp_ratio), self.dtype, name="mlp")
+        return x + drop_path(self, mlp(norm(name="norm2")(x)), rate, train)
 
 
 class DeiT(nn.Module):
     """Images [B, S, S, 3] -> logits float32 [B, K].
 
     A distilled model has a second token and a second head: it returns the pair of logits (class,
-    distillation) in training and their mean in evaluation.
+    distillation) in training and their mean in evaluation. `global_pool` "avg" classifies the mean
+    of the patch tokens, then `class_token` may be False; `no_embed_class` adds positions to the
+    patch tokens alone. `scale` multiplies the queries (`None`: head width ** -0.5), `cls_std` is
+    the class token's initial deviation.
     """
     width: int
     depth: int
@@ -60,60 +68,113 @@ class DeiT(nn.Module):
     scan: bool = False
     remat: bool = False
     dtype: jnp.dtype = jnp.float32
+    qkv_bias: bool = True
+    global_pool: str = "token"
+    class_token: bool = True
+    no_embed_class: bool = False
+    scale: float | None = None
+    epsilon: float = EPSILON
+    cls_std: float = 0.02
 
     knobs: ClassVar[tuple[str, ...]] = ()
     no_decay: ClassVar[tuple[str, ...]] = ("cls_token", "dist_token", "pos_embed")
+    order: ClassVar[tuple[str, ...]] = (
+        "cls_token", "pos_embed", "dist_token", "patch_embed", "blocks", "norm1", "attn", "qkv",
+        "proj", "norm2", "mlp", "fc1", "fc2", "norm", "fc_norm", "head", "head_dist")
+
+    @property
+    def prefix(self) -> int:
+        """Tokens before the patches': the class token and the distillation token."""
+        return self.class_token + self.distilled
+
+    def __call__(self, images: jax.Array, *,
+                 train: bool = False) -> jax.Array | tuple[jax.Array, jax.Array]:
+        return self.features(images, train=train)["logits"]
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array | tuple[jax.Array, jax.Array]:
-        B, D, init = images.shape[0], self.width, nn.initializers.normal(0.02)
+    def features(self, images: jax.Array, *, train: bool = False) -> dict:
+        """`logits`, what the model returns; `heads`, each head's logits [B, K]; `patch_embed`
+        [B, P, D]; `tokens_in` [B, N, D], the first block's input; `tokens` [B, N, D] after the
+        last norm."""
         if images.shape[1:3] != (self.image_size,) * 2:
-            raise ValueError(f"images of {images.shape[1]} x {images.shape[2]} pixels: this model was made for "
-                             f"image_size = {self.image_size}")
-        x = PatchEmbed(D, self.patch_size, self.dtype, name="patch_embed")(images.astype(self.dtype))
-        names = ["cls_token", "dist_token"] if self.distilled else ["cls_token"]
-        prefix = [self.param(name, init, (1, 1, D)).astype(self.dtype) for name in names]
-        table = self.param("pos_embed", init, (1, x.shape[1] + len(prefix), D))
-        x = jnp.concatenate([*(jnp.broadcast_to(token, (B, 1, D)) for token in prefix), x], 1) + table.astype(self.dtype)
-        block = dict(num_heads=self.num_heads, mlp_ratio=self.mlp_ratio, dtype=self.dtype)
-        x = run_blocks(self, Block, block, x, linear_rates(self.drop_path, self.depth), train,
-                       scan=self.scan, remat=self.remat)
-        x = LayerNorm(EPSILON, dtype=self.dtype, name="norm")(x)
-        heads = []
-        for i, name in enumerate(["head", "head_dist"][:len(prefix)]):
+            raise ValueError(
+                f"images of {images.shape[1]} x {images.shape[2]} pixels: this model was made for "
+                f"image_size = {self.image_size}; layers.position.resize_bicubic gives its "
+                f"pos_embed another grid")
+        patches = PatchEmbed(self.width, self.patch_size, self.dtype, name="patch_embed")(
+            images.astype(self.dtype))
+        embedded = self._embed(patches)
+        block = dict(num_heads=self.num_heads, mlp_ratio=self.mlp_ratio, qkv_bias=self.qkv_bias,
+                     scale=self.scale, epsilon=self.epsilon, dtype=self.dtype)
+        x = run_blocks(self, Block, block, embedded, linear_rates(self.drop_path, self.depth),
+                       train, scan=self.scan, remat=self.remat)
+        if self.global_pool == "token":
+            x = LayerNorm(self.epsilon, dtype=self.dtype, name="norm")(x)
+        heads = self._heads(x)
+        logits = heads[0]
+        if self.distilled:
+            logits = heads if train else (heads[0] + heads[1]) / 2
+        return {"logits": logits, "heads": heads, "patch_embed": patches, "tokens_in": embedded,
+                "tokens": x}
+
+    def _embed(self, patches: jax.Array) -> jax.Array:
+        """Positions and prefix tokens: [B, P, D] -> [B, N, D]."""
+        (B, P, D), normal = patches.shape, nn.initializers.normal
+        tokens = {"cls_token": self.cls_std} if self.class_token else {}
+        tokens |= {"dist_token": 0.02} if self.distilled else {}
+        tokens = [jnp.broadcast_to(self.param(name, normal(std), (1, 1, D)), (B, 1, D))
+                  for name, std in tokens.items()]
+        length = P if self.no_embed_class else P + self.prefix
+        table = self.param("pos_embed", normal(0.02), (1, length, D)).astype(self.dtype)
+        if self.no_embed_class:
+            patches = patches + table
+        x = jnp.concatenate([*(token.astype(self.dtype) for token in tokens), patches], 1)
+        return x if self.no_embed_class else x + table
+
+    def _heads(self, x: jax.Array) -> tuple[jax.Array, ...]:
+        """Logits [B, K] in float32 of each head, from the tokens [B, N, D]."""
+        position, average, heads = jnp.arange(x.shape[1]), self.global_pool == "avg", []
+        for i, name in enumerate(["head", "head_dist"][:1 + self.distilled]):
             # A masked sum, not `x[:, i]`: the gradient of a slice costs a TPU step a fifth.
-            chosen = (jnp.arange(x.shape[1]) == i).astype(x.dtype)
-            token = jnp.einsum("bnd,n->bd", x, chosen).astype(jnp.float32)
-            heads.append(nn.Dense(self.num_classes, kernel_init=init, name=name)(token))
-        if len(heads) == 1:
-            return heads[0]
-        return tuple(heads) if train else (heads[0] + heads[1]) / 2
+            chosen = position >= self.prefix if average else position == i
+            pooled = jnp.einsum("bnd,n->bd", x, chosen.astype(x.dtype),
+                                preferred_element_type=jnp.float32)
+            if average:
+                pooled = LayerNorm(self.epsilon, name="fc_norm")(pooled / chosen.sum())
+            heads.append(nn.Dense(self.num_classes, kernel_init=nn.initializers.normal(0.02),
+                                  name=name)(pooled))
+        return tuple(heads)
 
     def macs(self) -> dict[str, int]:
         """Multiply-adds of one image by part: convolution, linear layers, both attention products
         (spec scala.md 3)."""
-        D, heads = self.width, 2 if self.distilled else 1
-        P = (self.image_size // self.patch_size) ** 2
-        N, hidden = P + heads, int(D * self.mlp_ratio)
+        D, P = self.width, (self.image_size // self.patch_size) ** 2
+        N, hidden = P + self.prefix, int(D * self.mlp_ratio)
         block = N * D * 3 * D + 2 * N * N * D + N * D * D + 2 * N * D * hidden
         counts = {"patch_embed": P * D * 3 * self.patch_size ** 2}
         counts |= {f"blocks_{i}": block for i in range(self.depth)} | {"head": D * self.num_classes}
         return counts | ({"head_dist": D * self.num_classes} if self.distilled else {})
 
 
-def deit(num_classes: int = 1000, image_size: int = 224, dtype: str = "float32", *, width: Count = 384,
-         depth: Count = 12, num_heads: Count = 6, patch_size: Count = 16, distilled: bool = False,
-         drop_path: Rate = 0.1, scan: bool = False, remat: bool = False) -> DeiT:
-    """A DeiT of any size; `num_heads` divides `width` and `patch_size` the image's side, else
-    ValueError."""
+def check_sizes(width: int, num_heads: int, image_size: int, patch_size: int) -> None:
+    """ValueError unless `num_heads` divides `width` and `patch_size` the image's side."""
     if width % num_heads:
         raise ValueError(f"model.num_heads = {num_heads}: must divide model.width = {width}")
     if image_size % patch_size:
         near = max(round(image_size / patch_size), 1) * patch_size
-        raise ValueError(f"data.image_size = {image_size}: must be a multiple of model.patch_size = {patch_size}, "
-                         f"the nearest is {near}")
-    return DeiT(width, depth, num_heads, num_classes, image_size, patch_size, distilled=distilled, drop_path=drop_path,
-                scan=scan, remat=remat, dtype=jnp.dtype(dtype))
+        raise ValueError(f"data.image_size = {image_size}: must be a multiple of model.patch_size "
+                         f"= {patch_size}, the nearest is {near}")
+
+
+def deit(num_classes: int = 1000, image_size: int = 224, dtype: str = "float32", *,
+         width: Count = 384, depth: Count = 12, num_heads: Count = 6, patch_size: Count = 16,
+         distilled: bool = False, drop_path: Rate = 0.1, scan: bool = False,
+         remat: bool = False) -> DeiT:
+    """A DeiT of any size; `num_heads` divides `width` and `patch_size` the image's side, else
+    ValueError."""
+    check_sizes(width, num_heads, image_size, patch_size)
+    return DeiT(width, depth, num_heads, num_classes, image_size, patch_size, distilled=distilled,
+                drop_path=drop_path, scan=scan, remat=remat, dtype=jnp.dtype(dtype))
 
 
 _SIZES = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12)}
