@@ -27,7 +27,7 @@ def sized(config: Tracked, token_number: int | None) -> SViTE:
                  depth=config["depth"], num_heads=heads,
                  head_width=config["attention_dim"] // heads, mlp_hidden=config["mlp_hidden"],
                  patch_size=config["patch_size"], token_number=token_number,
-                 token_selection=SELECTION[config["module"]] if token_number else None)
+                 token_selection=SELECTION[config["module"]])
 
 
 def toy(config: Tracked, token_number: int | None) -> SViTE:
@@ -52,7 +52,7 @@ def model_of(config: Tracked) -> nn.Module:
                              **options)
     assert jax.tree.map(jnp.shape, interop.shapes(named)) == jax.tree.map(
         jnp.shape, interop.shapes(made))
-    assert named.macs() == made.macs()
+    assert named.macs() == made.macs() and module_of(named) == config["module"]
     return named
 
 
