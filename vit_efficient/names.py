@@ -1,5 +1,5 @@
-"""Path of an array in a Flax tree <-> its official name in the authors' state_dict, and the layout
-of the array.
+"""Path of an array in a Flax tree <-> its official name in the authors' state_dict, the layout of
+the array, and its place in the file.
 
 One rule for every model: `blocks_3/attn/qkv/kernel` is `blocks.3.attn.qkv.weight`, transposed.
 """
@@ -8,6 +8,7 @@ import re
 import numpy as np
 
 RENAMED = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+OWN = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
 
 def official(path: tuple[str, ...]) -> str:
@@ -38,8 +39,9 @@ def from_official(path: tuple[str, ...], array: np.ndarray) -> np.ndarray:
 
 def sort_key(name: str, order: tuple[str, ...]) -> tuple:
     """Where an official name stands in a file: modules in the `order` of their declaration, lists
-    by number, a module's own arrays first, weight before bias and statistics."""
+    by number, a module's own arrays before its submodules, weight before bias and statistics."""
     *modules, last = name.split(".")
-    own = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    unknown = {part for part in (*modules, last) if not part.isdigit()} - {*order, *OWN}
+    assert not unknown, f"{name}: the model's `order` lacks {', '.join(sorted(unknown))}"
     places = [(1, int(part) if part.isdigit() else order.index(part)) for part in modules]
-    return (*places, (0, own.index(last) if last in own else order.index(last)))
+    return (*places, (0, OWN.index(last) if last in OWN else order.index(last)))

@@ -1,9 +1,8 @@
 """SViTE's fixtures (spec svite.md 14): logits 1e-5, as the spec measured."""
-from functools import cache
 import re
 import zlib
 
-from flax import linen as nn, traverse_util
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +13,7 @@ from vit_efficient import interop, optim, zoo
 from vit_efficient.svite import masks as mask_files
 from vit_efficient.svite.densities import Shapes, densities, maskable
 from vit_efficient.svite.models import SViTE, svite
-from vit_efficient.torch_file import read_torch
+from vit_efficient.weights import files
 
 ATOL = 1e-5
 SELECTION = {"vision_transformer": "input", "vision_transformer_data": "layers", "vision2": None,
@@ -57,11 +56,9 @@ def model_of(config: Tracked) -> nn.Module:
     return named
 
 
-@cache
 def shapes_of(model: nn.Module) -> Shapes:
     """Official name -> shape in torch's layout, in the order of the official file."""
-    zeros = jax.tree.map(lambda x: np.broadcast_to(np.float32(0), x.shape), interop.shapes(model))
-    return {name: array.shape for name, array in interop.to_torch(model, zeros).items()}
+    return {name: place.shape for name, place in interop.layout(model).items()}
 
 
 def load(fixture: Fixture, model: nn.Module, state_dict: dict[str, np.ndarray]) -> dict:
@@ -288,12 +285,12 @@ def check_mask_keys(words: str, expected: Tracked) -> None:
 def checkpoint_file(fixture: Fixture) -> None:
     """checkpoint: a file of the official trainer, its masks and the logits of both models."""
     config = fixture.config
-    file = read_torch(fixture.folder / config["file"])
+    file = files.read(fixture.folder / config["file"])
     assert list(file) == config["top_level"].plain()
     assert file["mask_step"] == config["mask_step"]
     args, selector = file["args"], config["selector"]
     structured = {"unstructure": False, "structure_new": True}[config["pruning_type"]]
-    assert (args.token_selection, args.token_number, args.pruning_type) == (
+    assert (args["token_selection"], args["token_number"], args["pruning_type"]) == (
         selector, config["token_number"], config["pruning_type"])
     model = toy(config["toy"], config["token_number"] if selector else None)
     keys = mask_files.official_keys(shapes_of(model), structured=structured)
@@ -316,7 +313,8 @@ def checkpoint_file(fixture: Fixture) -> None:
     assert selector or config["tau"]
     run = jax.jit(lambda *args: model.apply(*args, **options))
     for entry, name in (("model", "logits"), ("model_ema", "logits_ema")):
-        fixture.expect(name, run(load(fixture, model, file[entry]), images), atol=ATOL)
+        state_dict = {key: np.asarray(array) for key, array in file[entry].items()}
+        fixture.expect(name, run(load(fixture, model, state_dict), images), atol=ATOL)
 
 
 CHECKS = {"dense": logits_file, "compact": logits_file, "truncate": logits_file,

@@ -52,8 +52,8 @@ def fixed_erk(shapes: Shapes, density: float) -> Densities:
         epsilon = budget / sum(raw[name] * size[name] for name in free) if free else 0.0
         largest = max((raw[name] for name in free), default=0.0)
         if largest * epsilon <= 1:
-            return Densities({name: 1.0 if name in full else epsilon * raw[name] for name in shapes},
-                             epsilon)
+            return Densities({name: 1.0 if name in full else epsilon * raw[name]
+                              for name in shapes}, epsilon)
         full |= {name for name in free if raw[name] == largest}
 
 

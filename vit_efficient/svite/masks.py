@@ -26,7 +26,7 @@ def apply(state_dict: dict[str, np.ndarray], masks: Masks) -> dict[str, np.ndarr
             for name, array in state_dict.items()}
 
 
-def decode(checkpoint: Mapping, state_dict: dict[str, np.ndarray], *, fired: bool = False) -> Masks:
+def decode(checkpoint: Mapping, state_dict: Mapping, *, fired: bool = False) -> Masks:
     """The masks of an official `checkpoint.pth`: of `mask`, or of `other_mask` and `atten_mask`;
     with `fired` those that were active at any time.
 
@@ -35,19 +35,19 @@ def decode(checkpoint: Mapping, state_dict: dict[str, np.ndarray], *, fired: boo
     """
     groups = ("fired_mask",) if fired else ("mask", "other_mask", "atten_mask")
     masks, problems = {}, []
-    for key, array in ((key, array) for group in groups for key, array in checkpoint[group].items()):
+    for key, array in (item for group in groups for item in checkpoint[group].items()):
         name = re.sub(r"_(\d+|mask)$", "", key.removeprefix("module."))
-        array = np.asarray(array)
+        array, weight = np.asarray(array), np.asarray(state_dict.get(name))
         if name not in state_dict:
             problems.append(f"{key}: there is no weight {name}")
-        elif array.shape != state_dict[name].shape:
-            problems.append(f"{key}: shape {array.shape}, the weight has {state_dict[name].shape}")
+        elif array.shape != weight.shape:
+            problems.append(f"{key}: shape {array.shape}, the weight has {weight.shape}")
         elif not np.isin(array, (0, 1)).all():
             problems.append(f"{key}: has other values than 0 and 1")
         elif name in masks:
             problems.append(f"{key}: a second mask of {name}")
-        elif np.any(state_dict[name][array == 0]):
-            problems.append(f"{key}: {np.count_nonzero(state_dict[name][array == 0])} weights "
+        elif weight[array == 0].any():
+            problems.append(f"{key}: {np.count_nonzero(weight[array == 0])} weights "
                             f"under a mask of 0 are not 0")
         else:
             masks[name] = array.astype(bool)
@@ -61,14 +61,14 @@ def official_keys(shapes: Shapes, *, structured: bool,
     """The keys of the three dictionaries of masks in a checkpoint, weight -> key, for a model with
     these entries in this order (spec 10.1). A distributed run puts `module.` before."""
     prefix = "module." if distributed else ""
-    position = {name: i for i, name in enumerate(shapes)}
-
-    def plain(*ends: str) -> dict[str, str]:
-        return {name: f"{prefix}{name}_mask" for name in shapes if structured and name.endswith(ends)}
-
-    mask = {} if structured else {name: f"{prefix}{name}_{position[name]}" for name in maskable(shapes)}
-    return {"mask": mask, "other_mask": plain("mlp.fc1.weight", "mlp.fc2.weight"),
-            "atten_mask": plain("attn.qkv.weight")}
+    if not structured:
+        masked = maskable(shapes)
+        numbered = {name: f"{prefix}{name}_{i}" for i, name in enumerate(shapes) if name in masked}
+        return {"mask": numbered, "other_mask": {}, "atten_mask": {}}
+    ends = {"other_mask": ("mlp.fc1.weight", "mlp.fc2.weight"), "atten_mask": "attn.qkv.weight"}
+    return {"mask": {}} | {
+        group: {name: f"{prefix}{name}_mask" for name in shapes if name.endswith(end)}
+        for group, end in ends.items()}
 
 
 def active_heads(mask: np.ndarray, head_width: int) -> list[int]:
@@ -80,5 +80,6 @@ def active_heads(mask: np.ndarray, head_width: int) -> list[int]:
     parts = mask.reshape(3, -1, head_width * mask.shape[1])
     whole, some = parts.all((0, 2)), parts.any((0, 2))
     if (whole != some).any():
-        raise ValueError(f"the mask of qkv covers a part of the heads {np.flatnonzero(whole != some)}")
+        raise ValueError(f"the mask of qkv covers a part of the heads "
+                         f"{np.flatnonzero(whole != some)}")
     return [int(h) for h in np.flatnonzero(whole)]

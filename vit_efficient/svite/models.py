@@ -28,8 +28,8 @@ class Stream(NamedTuple):
 
 
 class Projection(nn.Module):
-    """The heads' outputs [B, N, A] -> [B, N, D] with a matrix [D, D], of which rows past A are dead:
-    stored and counted, as the official compact models do, but not multiplied (spec 2.1)."""
+    """The heads' outputs [B, N, A] -> [B, N, D] with a matrix [D, D], of which rows past A are
+    dead: stored and counted, as the official compact models do, but not multiplied (spec 2.1)."""
     width: int
     dtype: jnp.dtype
 
@@ -118,6 +118,7 @@ class SViTE(nn.Module):
     order: ClassVar[tuple[str, ...]] = (
         "cls_token", "pos_embed", "patch_embed", "qkv", "gumbel", "proj", "blocks", "norm1", "attn",
         "norm2", "mlp", "fc1", "fc2", "norm", "head")
+    optional: ClassVar[dict[str, str]] = {"gumbel": "token_number"}
 
     @property
     def draws(self) -> int:
@@ -145,7 +146,8 @@ class SViTE(nn.Module):
         if images.shape[1:3] != (self.image_size,) * 2:
             raise ValueError(f"images of {side} x {images.shape[2]} pixels: this model was made "
                              f"for image_size = {self.image_size}")
-        x = PatchEmbed(D, self.patch_size, self.dtype, name="patch_embed")(images.astype(self.dtype))
+        x = PatchEmbed(D, self.patch_size, self.dtype, name="patch_embed")(
+            images.astype(self.dtype))
         token = self.param("cls_token", init, (1, 1, D)).astype(self.dtype)
         table = self.param("pos_embed", init, (1, 1 + x.shape[1], D)).astype(self.dtype)
         x = jnp.concatenate([jnp.broadcast_to(token, (B, 1, D)), x], 1) + table
@@ -171,12 +173,14 @@ class SViTE(nn.Module):
         shape = (self.draws, *x.shape[:2])
         if not self.draws:
             if noise is not None or tau is not None:
-                raise ValueError("tau and noise belong to a token selector, and this model has none: "
-                                 "give it a model.token_number and model.token_selection = input")
+                raise ValueError("tau and noise belong to a token selector, and this model has "
+                                 "none: give it a model.token_number and model.token_selection = "
+                                 "input")
             return None, None
         if noise is None:
-            drawn = train or self.has_rng("dropout")
-            noise = jax.random.gumbel(self.make_rng("dropout"), shape) if drawn else jnp.zeros(shape)
+            noise = jnp.zeros(shape)
+            if train or self.has_rng("dropout"):
+                noise = jax.random.gumbel(self.make_rng("dropout"), shape)
         if noise.shape != shape:
             raise ValueError(f"noise of shape {noise.shape}: must be {shape}, a row a selector")
         return noise, jnp.float32(1.0 if tau is None else tau)
