@@ -5,6 +5,7 @@ declare them; where the rule is not enough, `official_names(path)` (an array tha
 more than once); `optional`, component -> the option of the model that brings it, for messages;
 `resize`, for a position table that is not resized as torch's bicubic.
 """
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from functools import lru_cache
 from types import MappingProxyType
@@ -21,6 +22,10 @@ from vit_efficient.layers.position import bicubic, resize_bicubic
 ADAPT = ("classes", "image_size")
 COUNTED = ("total_ops", "total_params")     # left in a state_dict by the counter of multiply-adds
 LINES = 2000                                # of an error; no model has so many entries
+
+# First word of what is wrong with an entry -> how the sum of such entries is called.
+KINDS = {"missing,": "missing", "not": "not expected", "shape": "of another shape",
+         "dtype": "of another dtype"}
 
 Path = tuple[str, ...]
 
@@ -100,10 +105,10 @@ def from_torch(model: nn.Module, state_dict: Mapping[str, Any], *, adapt: Collec
     checked = {name: place for name, place in expected.items()
                if place.path not in fresh and place.path not in tables}
     if problems := _wrong(checked, given):
-        raise _misfit(model, problems, given.keys() - expected.keys(), expected, given)
+        raise _misfit(model, problems, expected, given)
     values, problems = _values(checked, given)
     if problems:
-        raise _misfit(model, problems, set(), expected, given)
+        raise _misfit(model, problems, expected, given)
     return traverse_util.unflatten_dict(values | tables | _initial(model, fresh, seed))
 
 
@@ -227,26 +232,27 @@ def _initial(model: nn.Module, paths: Collection[Path], seed: int) -> dict[Path,
             for path, value in create(jax.random.key(seed)).items()}
 
 
-def _misfit(model: nn.Module, problems: dict[str, str], unexpected: Collection[str],
-            expected: Mapping[str, Place], given: Mapping[str, Any]) -> ValueError:
+def _misfit(model: nn.Module, problems: Mapping[str, str], expected: Mapping[str, Place],
+            given: Mapping[str, Any]) -> ValueError:
     """The error that lists `problems`, and what their pattern says."""
     lines = [f"{name[:200]}: {text}" for name, text in sorted(problems.items())]
     lines = lines[:LINES] + ([f"and {len(lines) - LINES} more"] if lines[LINES:] else [])
-    hints = [*_hints(model, problems, unexpected)]
-    if not expected.keys() & given.keys():
-        hints = ["no name fits: the file is of another kind of model"]
-    return ValueError("the state_dict does not fit the model:\n  " + "\n  ".join(lines + hints))
+    kinds = Counter(KINDS.get(text.split()[0], "with wrong numbers") for text in problems.values())
+    counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+    return ValueError(f"the state_dict does not fit the model ({counts}):\n  "
+                      + "\n  ".join([*lines, *_hints(model, problems, expected, given)]))
 
 
-def _hints(model: nn.Module, problems: Mapping[str, str],
-           unexpected: Collection[str]) -> Iterator[str]:
+def _hints(model: nn.Module, problems: Mapping[str, str], expected: Mapping[str, Place],
+           given: Mapping[str, Any]) -> Iterator[str]:
+    if 2 * len(expected.keys() & given.keys()) < len(expected):
+        yield "most names do not fit: the file is of another kind of model"
     parts = lambda entries: {part for name in entries for part in name.split(".")}
-    more, fewer = parts(unexpected), parts(n for n, why in problems.items() if "missing" in why)
+    more, fewer = parts(given.keys() - expected.keys()), parts(expected.keys() - given.keys())
     for component, option in getattr(model, "optional", {}).items():
-        if component in more | fewer:
-            yield (f"{component} belongs to a model with {option}, which "
+        if component in more ^ fewer:
+            yield (f"{component} belongs to a model with model.{option}, which "
                    f"{'the file' if component in more else 'this model'} is")
-    shaped = {name for name, text in problems.items() if text.startswith("shape")}
-    if shaped and len(shaped) == len(problems):
+    if all(text.startswith("shape") for text in problems.values()):
         yield ("where only the class count or the image size differs, adapt = ('classes',) or "
                "('image_size',) makes the heads anew or resizes the position tables")

@@ -65,7 +65,7 @@ def write(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, s
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in by_width:
-            file.write(np.array(arrays[name], order="C").data)
+            file.write(arrays[name].tobytes())
 
 
 def _parse(text: bytes) -> dict[str, Any]:
