@@ -15,7 +15,8 @@ from tests.golden.fill import fill
 
 # How a file was made and what is in it, in words; noise that was measured. Nothing to check.
 DESCRIPTIVE = ("about", "build", "doc", "entries", "fixture", "input_doc", "keys", "kind",
-               "method", "note", "origin", "outputs", "weight_scale_doc", "weights", "what")
+               "mask_rule", "method", "note", "origin", "outputs", "rule", "weight_scale_doc",
+               "weights", "what")
 
 
 class Tracked:
@@ -72,7 +73,7 @@ class Fixture:
         self._texts = {name: Tracked(json.loads(str(self._arrays.pop(name))), name)
                        for name, array in list(self._arrays.items()) if array.dtype.kind == "U"
                        and not array.ndim}
-        self.config = self._texts["config"]
+        self.config, self.folder = self._texts["config"], path.parent
         self.paper, self.layout = self.config["paper"], self.config["layout"]
         self._inputs = self.config["inputs"].plain()
         self._read: set[str] = set()
