@@ -145,8 +145,8 @@ def compare_lives(folder: Path, kills: int, seed: int, config: dict, delays) -> 
     states = runs.final_state(alone), runs.final_state(killed)
     print(f"{kills} kills after steps {[max(losses, default=0) for losses in seen[:-1]]}: {wrong} "
           f"losses of {sum(map(len, seen))} and "
-          f"{sum(states[0][name] != states[1].get(name) for name in states[0])} of {len(states[0])} "
-          "leaves of the final state differ")
+          f"{sum(states[0][name] != states[1].get(name) for name in states[0])} of "
+          f"{len(states[0])} leaves of the final state differ")
     return wrong + (states[0] != states[1])
 
 
