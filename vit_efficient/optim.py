@@ -37,8 +37,9 @@ def cosine(peak: float, total: float, warmup: float, warmup_lr: float, min_lr: f
     """
     def at(t):
         t = jnp.asarray(t, jnp.float32)
-        angle = jnp.pi * jnp.clip(jnp.maximum(t, warmup) / total, 0, 1)
-        curve = min_lr + (peak - min_lr) * 0.5 * (1 + jnp.cos(angle))
+        left = jnp.clip((total - jnp.maximum(t, warmup)) / total, 0, 1)
+        # (1 + cos(pi t / total)) / 2, whose sum loses its digits near the end
+        curve = min_lr + (peak - min_lr) * jnp.sin(jnp.pi / 2 * left) ** 2
         return jnp.where(t < warmup, warmup_lr + (curve - warmup_lr) * t / max(warmup, 1), curve)
     return at
 
