@@ -76,6 +76,12 @@ def test_numbers_that_are_not_finite_end_the_run_with_the_last_checkpoint(tmp_pa
         train(config, tmp_path / "run")
 
 
+def test_a_profile_is_written_on_request(tmp_path):
+    config = runs.small_config(phases__schedule="off", epochs=0.2, log__profile_at=2)
+    train(config, tmp_path / "run")                      # the 4 steps end inside the profile
+    assert list((tmp_path / "run/profile").rglob("*.xplane.pb"))
+
+
 def test_a_teacher_is_used_and_remembered(trained, tmp_path):
     words = dict(teacher__workdir=str(trained[0]), objective__name="soft_labels", epochs=0.1,
                  phases__schedule="off", checkpoint__every_epochs=0)
@@ -155,7 +161,7 @@ def test_killed_runs_go_on_to_the_same_bits(tmp_path, request):
     """`--kills=20` does it as often and with the real digits config, shortened to 15 epochs."""
     kills = request.config.getoption("--kills")
     many = {"epochs": 15.0, "checkpoint.every_epochs": 0.5, "log.every": 1}
-    config, delays = (many, (5, 30)) if kills > 2 else (runs.SMALL, (4, 9))
+    config, delays = (many, (6, 13)) if kills > 2 else (runs.SMALL, (4, 9))
     assert compare_lives(tmp_path, kills, 0, config, delays) == 0
 
 

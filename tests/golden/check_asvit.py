@@ -1,5 +1,7 @@
-"""As-ViT's fixtures (spec asvit.md 15): models under every tokenization, gradients, schedules, counts,
-strings and initial values."""
+"""As-ViT's fixtures (spec asvit.md 15).
+
+Models under every tokenization, gradients, schedules, counts, strings and initial values.
+"""
 from collections.abc import Callable
 from functools import partial
 import math
