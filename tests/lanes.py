@@ -1,5 +1,5 @@
-"""`python -m tests.lanes DIR LANE`: writes this lane's checkpoint of a real state to DIR/LANE, then
-opens that of every lane in DIR, verified leaf by leaf."""
+"""`python -m tests.lanes DIR LANE`: trains a small run in DIR/LANE, then opens the checkpoints of
+every lane in DIR, each leaf held against the fingerprint that its own lane has stored."""
 from pathlib import Path
 import shutil
 import sys
@@ -7,22 +7,21 @@ import sys
 from tests.runs import small_config
 from vit_efficient.checkpoint import Checkpoints
 from vit_efficient.run import assemble
+from vit_efficient.train import train
 
 
 def exchange(folder: Path, lane: str) -> list[str]:
-    """Names of the lanes whose checkpoints were opened; raises for one that cannot be."""
-    state = assemble(small_config()).fresh_state()
-    like = assemble(small_config()).abstract_state()
+    """Names of the lanes whose newest checkpoint was opened; raises for one that cannot be."""
     shutil.rmtree(folder / lane, ignore_errors=True)
-    with Checkpoints(folder / lane) as checkpoints:
-        checkpoints.save(1, state)
-    opened = []
-    for other in sorted(folder.iterdir()):
-        with Checkpoints(other, read_only=True) as checkpoints:
-            assert checkpoints.restore(like, 1)[0] == 1
-        opened.append(other.name)
+    train(small_config(), folder / lane)
+    run = assemble(small_config())
+    opened = sorted(path.name for path in folder.iterdir())
+    for other in opened:
+        with Checkpoints(folder / other / "checkpoints", read_only=True) as checkpoints:
+            step = checkpoints.restore(run.abstract_state(), run.phases.total)[0]
+            assert step == run.phases.total, f"{other} has no checkpoint of the last step"
     return opened
 
 
 if __name__ == "__main__":
-    print(f"{sys.argv[2]} opened the checkpoints of", *exchange(Path(sys.argv[1]), sys.argv[2]))
+    print(f"{sys.argv[2]} opened the checkpoints of", *exchange(Path(sys.argv[1]).resolve(), sys.argv[2]))

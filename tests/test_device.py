@@ -37,7 +37,8 @@ def test_peak_memory_grows_with_what_is_used():
 
 def test_the_cache_is_filled_and_read(tmp_path):
     code = ("import jax, jax.numpy as jnp; from vit_efficient import device;"
-            "device.compile_cache(); jax.config.update('jax_persistent_cache_min_compile_time_secs', 0);"
+            "device.compile_cache();"
+            "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0);"
             "jax.jit(lambda x: jnp.sin(x) @ x)(jnp.ones((4, 4)))")
     for _ in range(2):
         subprocess.run([sys.executable, "-c", code], check=True,

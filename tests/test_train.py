@@ -76,6 +76,12 @@ def test_numbers_that_are_not_finite_end_the_run_with_the_last_checkpoint(tmp_pa
         train(config, tmp_path / "run")
 
 
+def test_a_profile_is_written_on_request(tmp_path):
+    config = runs.small_config(phases__schedule="off", epochs=0.2, log__profile_at=2)
+    train(config, tmp_path / "run")                      # the 4 steps end inside the profile
+    assert list((tmp_path / "run/profile").rglob("*.xplane.pb"))
+
+
 def test_a_teacher_is_used_and_remembered(trained, tmp_path):
     words = dict(teacher__workdir=str(trained[0]), objective__name="soft_labels", epochs=0.1,
                  phases__schedule="off", checkpoint__every_epochs=0)
@@ -145,8 +151,8 @@ def compare_lives(folder: Path, kills: int, seed: int, config: dict, delays) -> 
     states = runs.final_state(alone), runs.final_state(killed)
     print(f"{kills} kills after steps {[max(losses, default=0) for losses in seen[:-1]]}: {wrong} "
           f"losses of {sum(map(len, seen))} and "
-          f"{sum(states[0][name] != states[1].get(name) for name in states[0])} of {len(states[0])} "
-          "leaves of the final state differ")
+          f"{sum(states[0][name] != states[1].get(name) for name in states[0])} of "
+          f"{len(states[0])} leaves of the final state differ")
     return wrong + (states[0] != states[1])
 
 
@@ -155,7 +161,7 @@ def test_killed_runs_go_on_to_the_same_bits(tmp_path, request):
     """`--kills=20` does it as often and with the real digits config, shortened to 15 epochs."""
     kills = request.config.getoption("--kills")
     many = {"epochs": 15.0, "checkpoint.every_epochs": 0.5, "log.every": 1}
-    config, delays = (many, (5, 30)) if kills > 2 else (runs.SMALL, (4, 9))
+    config, delays = (many, (6, 13)) if kills > 2 else (runs.SMALL, (4, 9))
     assert compare_lives(tmp_path, kills, 0, config, delays) == 0
 
 

@@ -70,6 +70,7 @@ class Loop:
         self.run, self.workdir, self.start = run, workdir, start
         self.validation, self.checkpoints, self.every = validation, checkpoints, every
         self.profiled = range(profile_at, profile_at + profile_steps) if profile_at else range(0)
+        self.profiling = False
         self.writer = metrics.Writer(workdir, start)
         self.mean = metrics.Mean()
         self.values: dict[str, float] = {}
@@ -165,15 +166,18 @@ class Loop:
 
     def profile(self, step: int) -> None:
         """Starts and ends the profile that was asked for."""
-        if self.profiled and step == self.profiled.start:
+        if (step in self.profiled) == self.profiling:
+            return
+        self.profiling = not self.profiling
+        if self.profiling:
             jax.profiler.start_trace(str(self.workdir / "profile"))
-        elif self.profiled and step == self.profiled.stop:
+        else:
             jax.profiler.stop_trace()
-            log.info("profile of steps %d to %d: %s", self.profiled.start, step - 1,
-                     self.workdir / "profile")
+            log.info("profile: %s", self.workdir / "profile")
 
     def close(self) -> None:
-        """Ends threads and files, also after an error."""
+        """Ends threads, files and a profile, also after an error."""
+        self.profile(-1)                                 # no step: ends one that goes on
         self.batches.close()
         self.watchdog.close()
         self.writer.close()
@@ -204,6 +208,7 @@ def report(run: Run, workdir: Path, values: dict[str, float]) -> None:
 {run.config.model.name} on {len(run.data.val)} held-out images after {run.phases.total} steps:
 {table(values)}
 
+peak memory   {device.peak_memory() / 2 ** 30:.2f} GiB
 checkpoints   {workdir / 'checkpoints'}
 curves        {curves}
 TensorBoard   tensorboard --logdir {workdir / 'tensorboard'}
