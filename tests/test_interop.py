@@ -11,18 +11,28 @@ import pytest
 
 from tests.golden.fill import fill
 from vit_efficient import interop, names
+from vit_efficient.rooms import door
+from vit_efficient.values import keywords
 from vit_efficient.weights import files
 from vit_efficient.zoo import create_model, list_models
 
-# What needs an option to be a model at all.
-NEEDS = {"asvit": {"arch": "4,2,2,1|2,1,2,1|2,1,2,2|2,1,2,1|32,32"}}
+# What a door of any room asks for that has no default.
+REQUIRED = {"arch": "4,2,2,1|2,1,2,1|2,1,2,2|2,1,2,1|32,32", "width": 32, "depth": 4, "num_heads": 2,
+            "mlp_ratio": 2.0}
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("*/*.npz"))
+
+
+def create(name: str):
+    """The model of that name."""
+    missing = {key for key, parameter in keywords(door("models", name)).items()
+               if parameter.default is parameter.empty}
+    return create_model(name, **{key: REQUIRED[key] for key in missing})
 
 
 @cache
 def official(name: str) -> dict[str, tuple[tuple[int, ...], str]]:
     """Name -> (shape, dtype) of the official file, in its order."""
-    model = create_model(name, **NEEDS.get(name, {}))
+    model = create(name)
     return {entry: (place.shape, str(place.dtype))
             for entry, place in interop.layout(model).items()}
 
@@ -46,7 +56,7 @@ def same(a: dict, b: dict) -> bool:
 
 @pytest.mark.parametrize("name", list_models())
 def test_round_trip_is_bit_for_bit(name):
-    model = create_model(name, **NEEDS.get(name, {}))
+    model = create(name)
     state_dict = filled(model)
     variables = interop.from_torch(model, state_dict)
     like = interop.shapes(model)
@@ -67,6 +77,12 @@ def params(file: Path) -> dict[str, tuple[tuple[int, ...], str]] | None:
     return {name: (tuple(shape), dtype) for name, shape, dtype in rows} if whole else None
 
 
+def distinct() -> list[Path]:
+    """A fixture for every official file that the fixtures tell of."""
+    files_of = {tuple(params(file).items()): file for file in reversed(GOLDEN) if params(file)}
+    return list(files_of.values())
+
+
 def matching(file: Path) -> list[str]:
     """The models of the zoo that have exactly the entries of the fixture, in any order."""
     there = params(file)
@@ -83,13 +99,13 @@ def test_order_is_that_of_the_authors(paper):
     assert matched or not find_spec(f"vit_efficient.{paper}")
 
 
-@pytest.mark.parametrize("file", GOLDEN, ids=lambda file: f"{file.parent.name}/{file.stem}")
+@pytest.mark.parametrize("file", distinct(), ids=lambda file: f"{file.parent.name}/{file.stem}")
 def test_a_written_file_loads_strictly_in_torch(file, tmp_path):
     torch = pytest.importorskip("torch")
     models = matching(file)
     if not models:
         pytest.skip("no whole model of the zoo")
-    model = create_model(models[0], **NEEDS.get(models[0], {}))
+    model = create(models[0])
     weights = {name: fill(name, shape) for name, (shape, _) in params(file).items()}
     first = {place.path: name for name, place in reversed(interop.layout(model).items())}
     weights = {name: weights[first[interop.layout(model)[name].path]] for name in weights}
