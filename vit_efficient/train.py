@@ -62,8 +62,8 @@ def first_state(run: Run, checkpoints: Checkpoints) -> tuple[int, states.State]:
         return 0, run.fresh_state()
     start, state, record = found
     if record["extra"] != run.fingerprint():
-        raise ValueError(f"teacher.workdir = {run.config.teacher.workdir}: its weights are not those "
-                         f"that step {start} in {checkpoints.directory} was taught by")
+        raise ValueError(f"teacher.workdir = {run.config.teacher.workdir}: its weights are not "
+                         f"those that step {start} in {checkpoints.directory} was taught by")
     return start, state
 
 
@@ -83,6 +83,7 @@ class Loop:
         self.run, self.workdir, self.start = run, workdir, start
         self.validation, self.checkpoints, self.every = validation, checkpoints, every
         self.profiled = range(profile_at, profile_at + profile_steps) if profile_at else range(0)
+        self.profiling = False
         self.writer = metrics.Writer(workdir, start)
         self.mean = metrics.Mean()
         self.values: dict[str, float] = {}
@@ -178,15 +179,18 @@ class Loop:
 
     def profile(self, step: int) -> None:
         """Starts and ends the profile that was asked for."""
-        if self.profiled and step == self.profiled.start:
+        if (step in self.profiled) == self.profiling:
+            return
+        self.profiling = not self.profiling
+        if self.profiling:
             jax.profiler.start_trace(str(self.workdir / "profile"))
-        elif self.profiled and step == self.profiled.stop:
+        else:
             jax.profiler.stop_trace()
-            log.info("profile of steps %d to %d: %s", self.profiled.start, step - 1,
-                     self.workdir / "profile")
+            log.info("profile: %s", self.workdir / "profile")
 
     def close(self) -> None:
-        """Ends threads and files, also after an error."""
+        """Ends threads, files and a profile, also after an error."""
+        self.profile(-1)                                 # no step: ends one that goes on
         self.batches.close()
         self.watchdog.close()
         self.writer.close()
@@ -217,6 +221,7 @@ def report(run: Run, workdir: Path, values: dict[str, float]) -> None:
 {run.config.model.name} on {len(run.data.val)} held-out images after {run.phases.total} steps:
 {table(values)}
 
+peak memory   {device.peak_memory() / 2 ** 30:.2f} GiB
 checkpoints   {workdir / 'checkpoints'}
 curves        {curves}
 TensorBoard   tensorboard --logdir {workdir / 'tensorboard'}
