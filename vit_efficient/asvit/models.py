@@ -185,6 +185,9 @@ class AsViT(nn.Module):
         """`logits` [B, K]; `pooled_norm` [B, D], the head's input; `pooled_raw` [B, D], without the
         last norm (for the training-free measurements); `grids`, each stage's [B, r, r, d]."""
         arch, init = self.arch, nn.initializers.normal(0.02)
+        if images.shape[1] != images.shape[2]:
+            raise ValueError(f"images of {images.shape[1]} x {images.shape[2]} pixels: "
+                             "As-ViT takes square images")
         x = Stem(arch.width, arch.kernels[0], self.patch_norm, self.dtype, name="patch_embed")(
             images.astype(self.dtype), stride, dilation or auto_dilation(arch.kernels[0], stride))
         if self.ape:
