@@ -1,7 +1,7 @@
 """SReT's fixtures (spec sret.md 12): models, modules, initial values, sizes, position tables, the
 distillation loss."""
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 import re
 from unittest import mock
 
@@ -39,6 +39,7 @@ def like(named: SReT, model: SReT, *also: str) -> SReT:
     return named.clone(**{field: getattr(model, field) for field in fields})
 
 
+@cache
 def parameters(model: SReT) -> int:
     """Parameters, shared ones once."""
     return sum(leaf.size for leaf in jax.tree.leaves(interop.shapes(model)["params"]))
@@ -94,7 +95,7 @@ def forward(fixture: Fixture) -> None:
         identity = apply(variables, images, permutations=orders)
         fixture.expect("logits_identity", identity["logits"], atol=ATOL)
 
-    half = jax.jit(model.clone(dtype=jnp.bfloat16).apply)(
+    half = jax.jit(model.clone(dtype=jnp.bfloat16, scan=True).apply)(
         variables, images, permutations=permutations)
     error = np.sqrt(np.square(half - out["logits"]).mean()) / out["logits"].std()
     assert half.dtype == jnp.float32 and error < 0.05, f"bfloat16: {error:.3f} of the logits' std"
@@ -104,14 +105,14 @@ def debug(fixture: Fixture) -> None:
     """The output of every module, in the order of the calls."""
     model, variables, images, permutations = opened(fixture)
     parts = (Attention, blocks.Block, blocks.Nonlinear, blocks.Pool, blocks.Stage, blocks.Stem)
+    recorded = list(calls(model))
+    assert fixture.config["order"].plain() == [label for label, _, _, _ in recorded]
     kept = lambda module, _: isinstance(module, parts)
     out, state = jax.jit(partial(model.apply, method="features", capture_intermediates=kept))(
         variables, images, permutations=permutations)
     fixture.expect("logits", out["logits"], atol=ATOL)
     found = traverse_util.flatten_dict(state["intermediates"])
     orders = {site: np.argsort(order) for (site, _), order in zip(model.permuted(), permutations)}
-    recorded = list(calls(model))
-    assert fixture.config["order"].plain() == [label for label, _, _, _ in recorded]
     for label, path, call, site in recorded:
         value = np.asarray(found[*path, "__call__"][call] if path else out["embedded"], np.float64)
         rows = value.reshape(len(value), -1, value.shape[-1])
@@ -154,7 +155,7 @@ def modules(fixture: Fixture) -> None:
     for name in ("attn", "attn1"):
         toy = config[name]
         attention = Attention(toy["heads"], qkv_bias=toy["qkv_bias"])
-        bound = attention.bind(filled(attention, toy, name, x[:, :, :toy["dim"]]))
+        bound = attention.bind(filled(attention, toy, name, jnp.zeros((1, 24, toy["dim"]))))
         second = toy["groups2"]
         fixture.expect(f"{name}_first", blocks.sliced(bound, x, toy["groups1"]), atol=ATOL)
         fixture.expect(f"{name}_second", blocks.sliced(
@@ -162,13 +163,13 @@ def modules(fixture: Fixture) -> None:
 
     toy = config["nll"]
     nonlinear = blocks.Nonlinear(toy["np_mlp_ratio"], blocks.Drops(), jnp.float32)
-    variables = filled(nonlinear, toy, "nll", x[:, :, :toy["dim"]], False)
+    variables = filled(nonlinear, toy, "nll", jnp.zeros((1, 24, toy["dim"])), False)
     fixture.expect("nll_out", nonlinear.apply(variables, x, False), atol=ATOL)
     fixture.expect("nll_small", nonlinear.apply(variables, 1e-3 * x, False), atol=ATOL)
 
     toy = config["block"]
     assert int(toy["dim"] * toy["mlp_ratio"]) == toy["hidden"]
-    block, variables = toy_block(toy, "block", x)
+    block, variables = toy_block(toy, "block")
     first, second = toy["groups1"], toy["groups2"]
     apply = lambda x, groups, order: block.apply(variables, x, groups, order, 0.5, False)
     fixture.expect("block_first", apply(x, first, None), atol=ATOL)
@@ -176,7 +177,7 @@ def modules(fixture: Fixture) -> None:
     fixture.expect("block_small_first", apply(1e-3 * x, first, None), atol=ATOL)
 
     toy, many = config["block_drop"], fixture.given("x4")
-    block, variables = toy_block(toy, "block_drop", many)
+    block, variables = toy_block(toy, "block_drop")
     masks = [mask.reshape(-1, 1, 1) == 1 for mask in fixture.given("block_drop_masks")]
     with mock.patch("jax.random.bernoulli", side_effect=masks):
         out = block.apply(variables, many, toy["groups1"], None, toy["drop_path"], True,
@@ -190,7 +191,7 @@ def stem_and_pool(fixture: Fixture) -> None:
     config, images, grid = fixture.config["modules"], fixture.given("image"), fixture.given("grid")
     toy = config["stem"]
     stem = blocks.Stem(toy["channels"], jnp.float32)
-    variables = filled(stem, toy, "stem", images[..., :toy["in_chans"]], False)
+    variables = filled(stem, toy, "stem", jnp.zeros((1, 16, 16, toy["in_chans"])), False)
     fixture.expect("stem_eval", stem.apply(variables, images, False), atol=ATOL)
     out, changed = stem.apply(variables, images, True, mutable=["batch_stats"])
     fixture.expect("stem_train", out, atol=ATOL)
@@ -201,14 +202,14 @@ def stem_and_pool(fixture: Fixture) -> None:
             fixture.expect(f"stem_after|{names.official(path)}", value, atol=1e-6, rtol=1e-6)
     toy = config["pool"]
     pool = blocks.Pool(toy["out_dim"], jnp.float32)
-    variables = filled(pool, toy, "pool", grid[..., :toy["in_dim"]])
+    variables = filled(pool, toy, "pool", jnp.zeros((1, 4, 4, toy["in_dim"])))
     fixture.expect("pool_out", pool.apply(variables, grid), atol=ATOL)
 
 
-def toy_block(toy, name: str, x: np.ndarray) -> tuple[blocks.Block, dict]:
+def toy_block(toy, name: str) -> tuple[blocks.Block, dict]:
     """A block of the file of single modules, and its weights."""
     block = blocks.Block(toy["heads"], toy["mlp_ratio"], blocks.Drops(), jnp.float32)
-    return block, filled(block, toy, name, x[:, :, :toy["dim"]], 1, None, 0.0, False)
+    return block, filled(block, toy, name, jnp.zeros((1, 24, toy["dim"])), 1, None, 0.0, False)
 
 
 def filled(module, toy, prefix: str, *inputs) -> dict:
@@ -270,7 +271,8 @@ def variants(fixture: Fixture) -> None:
         assert model.image_size == row["image_size"]
         named = zoo.create_model(f"sret_{row['size'].lower()}")
         assert like(named, model, "image_size", "groups") == model
-        counts.append((parameters(model), sum(model.macs().values())))
+        whole = model.clone(groups=tuple((1,) * len(groups) for groups in model.groups))
+        counts.append((parameters(whole), sum(model.macs().values())))
         assert counts[-1] == (row["params"], row["macs"])
     for name, column in zip(("params", "macs"), zip(*counts)):
         fixture.expect(name, column)
