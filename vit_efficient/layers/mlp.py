@@ -1,7 +1,11 @@
 """The two-layer perceptron of a transformer block."""
+from collections.abc import Callable
+
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+
+from vit_efficient.layers.init import small_normal
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -11,12 +15,21 @@ def gelu(x: jax.Array) -> jax.Array:
 
 
 class Mlp(nn.Module):
-    """x [..., D] -> fc2(gelu(fc1(x))) [..., D] with `hidden` channels between, in `dtype`."""
+    """x [..., D] -> fc2(gelu(fc1(x))) [..., out] with `hidden` channels between, in `dtype`.
+
+    `out` is D by default. In training `drop` drops hidden channels and outputs.
+    """
     hidden: int
     dtype: jnp.dtype = jnp.float32
+    initializers: Callable = small_normal
+    drop: float = 0.0
+    out: int | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        init = nn.initializers.normal(0.02)
-        hidden = gelu(nn.Dense(self.hidden, dtype=self.dtype, kernel_init=init, name="fc1")(x))
-        return nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=init, name="fc2")(hidden)
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        for name, width in (("fc1", self.hidden), ("fc2", self.out or x.shape[-1])):
+            kernel_init, bias_init = self.initializers(x.shape[-1])
+            x = nn.Dense(width, dtype=self.dtype, kernel_init=kernel_init, bias_init=bias_init,
+                         name=name)(x)
+            x = nn.Dropout(self.drop, deterministic=not train)(gelu(x) if name == "fc1" else x)
+        return x
