@@ -14,7 +14,8 @@ import numpy as np
 from tests.golden.fill import fill
 
 # How a file was made and what is in it, in words; noise that was measured. Nothing to check.
-DESCRIPTIVE = ("about", "doc", "fixture", "kind", "method", "origin", "outputs", "weights")
+DESCRIPTIVE = ("about", "doc", "entries", "fixture", "formula", "kind", "method", "origin",
+               "outputs", "rules", "weights", "what")
 
 
 class Tracked:
