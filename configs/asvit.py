@@ -35,11 +35,12 @@ def get_config(variant: Literal["small", "base", "large"] = "small",
         optim=dict(lr=5e-4, lr_batch=512, warmup_epochs=5.0, weight_decay=0.05)))
     if data == "digits":
         config.update(dict(
-            epochs=60.0, batch_size=64, dtype="float32",
+            epochs=100.0, batch_size=64, dtype="float32",
             data=dict(source="digits", image_size=32),
-            augment=dict(scale=(0.6, 1.0), flip=0.0, interpolation="bicubic", eval_crop=1.0),
+            augment=dict(scale=(0.6, 1.0), ratio=(0.85, 1.18), flip=0.0,
+                         interpolation="bicubic", eval_crop=1.0),
             loader=dict(threads=1),
-            model=dict(name="asvit_tiny", drop_path=0.0),
+            model=dict(name="asvit_tiny"),
             optim=dict(lr=2e-3, lr_batch=64),
             step=dict(ema_decay=0.99),
             validation=dict(every_epochs=5.0),

@@ -2,6 +2,7 @@
 import json
 import os
 from pathlib import Path
+import re
 import subprocess
 import sys
 
@@ -29,19 +30,17 @@ def command(workdir: Path, *flags: str, config: dict = SMALL) -> list[str]:
             f"--workdir={workdir}", *overrides, *flags]
 
 
-def environment(cache: Path, devices: int = 1) -> dict[str, str]:
-    """This process's environment, for a command on `devices` CPU devices with its own cache."""
-    return os.environ | {
-        "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+def environment(devices: int = 1) -> dict[str, str]:
+    """This process's environment, for a command on `devices` CPU devices."""
+    flags = re.sub(r"(device_count)=\d+", rf"\1={devices}", os.environ["XLA_FLAGS"])
+    return os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
 
 
-def start(workdir: Path, cache: Path, *flags: str, devices: int = 1,
-          config: dict = SMALL) -> subprocess.Popen:
+def start(workdir: Path, *flags: str, devices: int = 1, config: dict = SMALL) -> subprocess.Popen:
     """The real command, started; its output goes to `workdir`.log."""
     with open(f"{workdir}.log", "a", encoding="utf-8") as log:
         return subprocess.Popen(command(workdir, *flags, config=config), stdout=log, stderr=log,
-                                env=environment(cache, devices), cwd=ROOT)
+                                env=environment(devices), cwd=ROOT)
 
 
 def losses(workdir: Path) -> dict[int, float]:

@@ -1,5 +1,4 @@
-"""Hurting checkpoints. `python -m tests.test_checkpoint_damage 200` damages files 200 times and
-counts."""
+"""Hurting checkpoints. `python -m tests.test_checkpoint_damage 200` does it 200 times, counting."""
 import collections
 import gc
 from pathlib import Path
@@ -66,7 +65,8 @@ def attack(pristine: Path, directory: Path, number: int) -> tuple[str, str]:
 
 @pytest.mark.parametrize("first", range(0, 48, 8))
 def test_no_damage_is_silent(first, two_steps, tmp_path):
-    outcomes = {attack(two_steps, tmp_path / str(number), number)[1] for number in range(first, first + 8)}
+    outcomes = {attack(two_steps, tmp_path / str(number), number)[1]
+                for number in range(first, first + 8)}
     assert outcomes <= {"set aside", "harmless"}
     # Orbax's reads that were left half done complain here rather than in another test
     gc.collect()
@@ -74,7 +74,8 @@ def test_no_damage_is_silent(first, two_steps, tmp_path):
 
 def test_a_leaf_that_orbax_leaves_out_is_noticed(directory):
     path = directory / "2/state/_METADATA"
-    path.write_text(path.read_text().replace("'head', 'kernel'", "'head', 'kernfl'").replace('"kernel"', '"kernfl"'))
+    text = path.read_text().replace("'head', 'kernel'", "'head', 'kernfl'")
+    path.write_text(text.replace('"kernel"', '"kernfl"'))
     with Checkpoints(directory) as checkpoints, pytest.raises(DamagedCheckpoint, match="/kernel"):
         checkpoints.restore(LIKE, 2)
 
@@ -85,11 +86,14 @@ def test_a_step_that_is_no_checkpoint_is_set_aside_and_its_number_free_again(dir
     shutil.rmtree(directory / "2/state")
     with Checkpoints(directory) as checkpoints:
         assert checkpoints.restore(LIKE)[0] == 1
-        assert sorted(path.name for path in directory.iterdir()) == ["1", "bad-2", "bad-99", "bad-99+"]
-        assert all(word in caplog.text for word in ("99: FileNotFoundError", "renamed to bad-99+", "step 1 is used"))
+        names = sorted(path.name for path in directory.iterdir())
+        assert names == ["1", "bad-2", "bad-99", "bad-99+"]
+        for words in "99: FileNotFoundError", "renamed to bad-99+", "step 1 is used":
+            assert words in caplog.text
         checkpoints.save(99, make_state(99))
     with Checkpoints(directory) as checkpoints:
-        assert checkpoints.steps() == [1, 99] and same_bits(checkpoints.restore(LIKE)[1], make_state(99))
+        assert checkpoints.steps() == [1, 99]
+        assert same_bits(checkpoints.restore(LIKE)[1], make_state(99))
 
 
 def test_a_step_under_another_number_is_damaged(directory):
@@ -110,16 +114,20 @@ def test_a_reader_changes_nothing(directory, caplog):
 def test_a_damaged_step_that_was_asked_for_is_an_error(directory):
     (directory / "2/manifest/metadata").write_text("{}")
     before = on_disk(directory)
-    with Checkpoints(directory) as checkpoints, pytest.raises(DamagedCheckpoint, match="/2: ValueError"):
-        checkpoints.restore(LIKE, 2)
+    with Checkpoints(directory) as checkpoints:
+        with pytest.raises(DamagedCheckpoint, match="/2: ValueError"):
+            checkpoints.restore(LIKE, 2)
     (directory / "1/manifest/metadata").unlink()
-    with Checkpoints(directory) as checkpoints, pytest.raises(DamagedCheckpoint, match="no checkpoint is whole"):
-        checkpoints.restore(LIKE)
+    with Checkpoints(directory) as checkpoints:
+        with pytest.raises(DamagedCheckpoint, match="no checkpoint is whole"):
+            checkpoints.restore(LIKE)
     assert on_disk(directory).keys() == before.keys() - {str(directory / "1/manifest/metadata")}
 
+
 def child(program: str, *arguments: str) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(program), *arguments], cwd=Path(__file__).parents[1],
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(program), *arguments],
+                            cwd=Path(__file__).parents[1], text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
 KILLED = """
@@ -144,16 +152,19 @@ def test_a_killed_save_leaves_the_step_before(tmp_path):
         with Checkpoints(tmp_path / delay) as checkpoints:
             like = {"w": abstract(jnp.zeros(2**23))}
             step, state, _ = checkpoints.restore(like)
-            np.testing.assert_array_equal(state["w"], np.float32(step) * np.arange(2**23, dtype=np.float32))
+            expected = np.float32(step) * np.arange(2**23, dtype=np.float32)
+            np.testing.assert_array_equal(state["w"], expected)
             assert step == 1 or delay != "0"
             checkpoints.save(3, {"w": jnp.zeros(2)})
-        assert not list((tmp_path / delay).glob("*tmp*")) and not list((tmp_path / delay).glob("bad*"))
+        for pattern in "*tmp*", "bad*":
+            assert not list((tmp_path / delay).glob(pattern))
 
 
 @pytest.mark.parametrize("where", ["due", "save", "close"])
 def test_a_failed_save_is_an_error_soon(where, directory):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    checkpoints, state = Checkpoints(directory), {"w": jax.random.normal(jax.random.key(0), (2**20,))}
+    checkpoints = Checkpoints(directory)
+    state = {"w": jax.random.normal(jax.random.key(0), (2**20,))}
     try:
         # as a full disk: a write fails half way
         resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, limits[1]))
@@ -192,14 +203,18 @@ TWO_PROCESSES = """
     from vit_efficient.checkpoint import Checkpoints
     x = np.random.RandomState(0).randn(64, 32).astype(np.float32)
     def sharding(*axes):
-        return NamedSharding(Mesh(np.array(jax.devices()).reshape(axes), ("a", "b")), PartitionSpec("a", "b"))
+        mesh = Mesh(np.array(jax.devices()).reshape(axes), ("a", "b"))
+        return NamedSharding(mesh, PartitionSpec("a", "b"))
     with Checkpoints(directory, every_minutes=1e-9) as checkpoints:
         for step in 1, 2:
-            checkpoints.save(step, {"w": jax.make_array_from_callback(x.shape, sharding(8, 2), lambda i: step * x[i])})
+            w = jax.make_array_from_callback(x.shape, sharding(8, 2), lambda i: step * x[i])
+            checkpoints.save(step, {"w": w})
         read = checkpoints._arrays
         if rank == 1:           # one process alone cannot read its shards of the newest step
-            checkpoints._arrays = lambda step, like: read(step, like) if step == 1 else (None, "a broken disk")
-        step, state, _ = checkpoints.restore({"w": jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding(2, 8))})
+            checkpoints._arrays = (
+                lambda step, like: read(step, like) if step == 1 else (None, "a broken disk"))
+        like = {"w": jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding(2, 8))}
+        step, state, _ = checkpoints.restore(like)
         for shard in state["w"].addressable_shards:
             np.testing.assert_array_equal(shard.data, x[shard.index])
         checkpoints.save(2, state)

@@ -56,8 +56,7 @@ def test_clock_reads_back(seconds):
 
 
 def test_time_left_is_told_by_work(monkeypatch, caplog):
-    """Ten cheap steps, then ten that cost nine times as much: after 5 of 20 steps 19/20 of the work
-    is ahead."""
+    """Ten cheap steps, then ten that cost ninefold: after 5 steps 19/20 of the work is ahead."""
     now = [0.0]
     monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
     work = np.cumsum([0.0] + [1.0] * 10 + [9.0] * 10)
@@ -66,7 +65,8 @@ def test_time_left_is_told_by_work(monkeypatch, caplog):
     progress.pause(2.0)
     caplog.set_level("INFO")
     speeds = progress.line(5, {"loss": 1.0, "top1": 0.5}, waited=1.0)
-    assert speeds == {"images_per_second": 4.0, "step_seconds": 2.0, "waiting_share": pytest.approx(0.1)}
+    assert speeds == {"images_per_second": 4.0, "step_seconds": 2.0,
+                      "waiting_share": pytest.approx(0.1)}
     # 95 units of work, 2 s each
     assert "left 3:10" in caplog.text and "top-1  50.0 %" in caplog.text
 

@@ -13,7 +13,8 @@ def forward(params, fixed, images, key):
 
 def gradients(logits, label, smoothing):
     made = objective.supervised(forward, Phase(), None, label_smoothing=smoothing)
-    return made.gradients({"logits": jnp.asarray(logits)}, {"collections": {}}, {"image": None, "label": label}, None)
+    params, batch = {"logits": jnp.asarray(logits)}, {"image": None, "label": label}
+    return made.gradients(params, {"collections": {}}, batch, None)
 
 
 @given(st.floats(0, 0.9), st.integers(0, 99))

@@ -21,8 +21,8 @@ def load(name: str):
 def rates(epochs: int, steps_per_epoch: int = 3, **options) -> np.ndarray:
     """The rate of every epoch, which must be one within it."""
     length = Length(steps_per_epoch * 512, 512, epochs)
-    rate = jax.vmap(optim.learning_rate(length, schedule="official", **options))(jnp.arange(length.total))
-    each = np.asarray(rate).reshape(-1, steps_per_epoch)
+    rate = optim.learning_rate(length, schedule="official", **options)
+    each = np.asarray(jax.vmap(rate)(jnp.arange(length.total))).reshape(-1, steps_per_epoch)
     assert (each == each[:, :1]).all()
     return each[:, 0]
 
@@ -38,8 +38,8 @@ def test_svite_rates_lag_one_epoch(batch):
 def test_sret_rates(name):
     arrays, config = load("sret/recipe")
     recipe = config[f"lr|{name}"]
-    got = rates(recipe["epochs"], lr=recipe["lr"], warmup_epochs=recipe["warmup"], warmup_lr=recipe["warmup_lr"],
-                min_lr=recipe["min_lr"])
+    got = rates(recipe["epochs"], lr=recipe["lr"], warmup_epochs=recipe["warmup"],
+                warmup_lr=recipe["warmup_lr"], min_lr=recipe["min_lr"])
     np.testing.assert_allclose(got, arrays[f"lr|{name}"], rtol=2e-5)
 
 
@@ -47,8 +47,9 @@ def test_sret_rates(name):
 def test_dvt_rates_cool_down_and_do_not_lag(name):
     arrays, config = load("dvt/schedule")
     case = config["cases"][name]
-    got = rates(case["epochs"] + case["cooldown_epochs"], lr=case["lr"], warmup_epochs=case["warmup_epochs"], lag=0,
-                warmup_lr=case["warmup_lr"], min_lr=case["min_lr"], cooldown_epochs=case["cooldown_epochs"])
+    same = {key: case[key] for key in
+            ("lr", "warmup_epochs", "warmup_lr", "min_lr", "cooldown_epochs")}
+    got = rates(case["epochs"] + case["cooldown_epochs"], lag=0, **same)
     np.testing.assert_allclose(got, arrays[name], rtol=2e-5)
 
 
@@ -56,15 +57,16 @@ def test_dvt_rates_cool_down_and_do_not_lag(name):
 def test_scala_halves_the_first_ten_epochs(name):
     arrays, config = load("scala/schedule")
     recipe = config["recipes"][name]
-    got = rates(recipe["epochs"], lr=recipe["scaled_lr"], warmup_epochs=recipe["warmup_epochs"], halved_epochs=10,
-                warmup_lr=recipe["warmup_lr"], min_lr=recipe["min_lr"])
+    same = {key: recipe[key] for key in ("warmup_epochs", "warmup_lr", "min_lr")}
+    got = rates(recipe["epochs"], lr=recipe["scaled_lr"], halved_epochs=10, **same)
     np.testing.assert_allclose(got, arrays[f"lr@{name}64"], rtol=2e-5)
 
 
 def test_asvit_rate_of_every_step():
     _, config = load("asvit/schedule")
     length = Length(config["steps_per_epoch"] * 1024, 1024, config["epochs"])
-    rate = optim.learning_rate(length, lr=config["peak_lr"] / 2, lr_batch=512, warmup_epochs=config["warmup_epochs"])
+    rate = optim.learning_rate(length, lr=config["peak_lr"] / 2, lr_batch=512,
+                               warmup_epochs=config["warmup_epochs"])
     got = [float(rate(step)) for step in config["steps"]]
     np.testing.assert_allclose(got, config["lr"], rtol=1e-5, atol=1e-9)
 
@@ -97,27 +99,29 @@ def test_adamw_is_the_textbook_form():
     got = jax.tree.map(jnp.float32, params)
     for step in range(3):
         grads = [rng.normal(size=w.shape) for w in flat]
-        got, state = optim.apply(optimizer, jax.tree.map(jnp.float32, jax.tree.unflatten(tree, grads)), state, got, step)
+        given = jax.tree.map(jnp.float32, jax.tree.unflatten(tree, grads))
+        got, state = optim.apply(optimizer, given, state, got, step)
         norm = np.sqrt(sum((g ** 2).sum() for g in grads))
         lr = 0.1 * 0.5 * (1 + np.cos(np.pi * step / 6))
         for i, g in enumerate(grads):
             g = g * min(1, 1.5 / norm)
             m[i], v[i] = 0.8 * m[i] + 0.2 * g, 0.95 * v[i] + 0.05 * g ** 2
-            moved = (m[i] / (1 - 0.8 ** (step + 1))) / (np.sqrt(v[i] / (1 - 0.95 ** (step + 1))) + 1e-3)
-            flat[i] = flat[i] * (1 - lr * decay[i]) - lr * moved
+            mean, square = m[i] / (1 - 0.8 ** (step + 1)), v[i] / (1 - 0.95 ** (step + 1))
+            flat[i] = flat[i] * (1 - lr * decay[i]) - lr * mean / (np.sqrt(square) + 1e-3)
     for a, b in zip(jax.tree.leaves(got), flat):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
 
 
 def test_decay_groups_are_scalas():
-    """The official groups of a distilled DeiT: matrices decay; biases, norms, tokens and positions
-    do not."""
+    """A distilled DeiT's official groups: matrices decay; norms, biases, tokens do not."""
     _, config = load("scala/schedule")
-    shapes = {"kernel": (2, 2), "scale": (2,), "bias": (2,), "cls_token": (1, 1, 2), "pos_embed": (1, 4, 2)}
+    shapes = {"kernel": (2, 2), "scale": (2,), "bias": (2,),
+              "cls_token": (1, 1, 2), "pos_embed": (1, 4, 2)}
     params = {name: jnp.zeros(shape) for name, shape in shapes.items()}
     mask = optim.decays(("cls_token", "dist_token", "pos_embed"))(params)
-    assert mask == {"kernel": True, "scale": False, "bias": False, "cls_token": False, "pos_embed": False}
+    assert mask == {name: name == "kernel" for name in shapes}
     for groups in config["optimizer_groups"].values():
         plain = next(g for g in groups if g["weight_decay"] == 0)["params"]
         decayed = next(g for g in groups if g["weight_decay"] > 0)["params"]
-        assert all(n.endswith((".weight",)) for n in decayed) and "pos_embed" in plain and "cls_token" in plain
+        assert all(name.endswith(".weight") for name in decayed)
+        assert "pos_embed" in plain and "cls_token" in plain

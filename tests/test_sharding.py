@@ -31,7 +31,9 @@ def test_mesh_takes_what_is_left_and_refuses_the_rest():
 def test_batches_split_evenly_or_are_refused():
     mesh = sharding.make_mesh()
     sharding.check_batch(mesh, "batch_size", 32, accumulate=2)
-    with pytest.raises(ValueError, match="batch_size = 24: must be a multiple of 16 .*accumulate = 2.* nearest is 32"):
+    words = "batch_size = 24: must be a multiple of 16 .*accumulate = 2.* nearest is 32"
+    with pytest.raises(ValueError, match=words):
         sharding.check_batch(mesh, "batch_size", 24, accumulate=2)
     array = jax.device_put(jnp.arange(16), sharding.batch_sharding(mesh))
-    assert [shard.data.tolist() for shard in array.addressable_shards] == [[i, i + 1] for i in range(0, 16, 2)]
+    shards = [shard.data.tolist() for shard in array.addressable_shards]
+    assert shards == [[i, i + 1] for i in range(0, 16, 2)]

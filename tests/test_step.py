@@ -44,16 +44,21 @@ def prepare(mesh=None, sparsity=dense(), phase=Phase(), rate=0.0, statistic=True
     model = Net(rate, statistic)
     optimizer = optim.make_optimizer(Length(B * 100, B, 1), (), lr=3e-2, clip_norm=1.0)
     objective = objectives.supervised(objectives.bind(model, phase, {}), phase, None)
-    step = steps.make_step(objective, optimizer, sparsity, phase, lambda batch, key: batch, **options)
+    step = steps.make_step(objective, optimizer, sparsity, phase, lambda b, key: b, **options)
 
     def create():
         variables = model.init(jax.random.key(0), jnp.zeros((1, S, S, 3)), train=False)
         return states.create(3, variables, optimizer, sparsity, options.get("ema_decay", 0) > 0)
 
     places = sharding.state_sharding(mesh, jax.eval_shape(create))
-    jitted = jax.jit(step, donate_argnames="state", out_shardings=(places, sharding.replicated(mesh)))
+    jitted = jax.jit(step, donate_argnames="state",
+                     out_shardings=(places, sharding.replicated(mesh)))
     put = lambda b: jax.device_put(b, sharding.batch_sharding(mesh))
     return jax.jit(create, out_shardings=places)(), lambda state, b: jitted(state, {}, put(b))
+
+
+def assert_close(tree, expected, rtol=1e-3, atol=1e-5):
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=rtol, atol=atol), tree, expected)
 
 
 def go(state, step, count=3):
@@ -70,7 +75,7 @@ def test_one_and_eight_devices_agree(data, fsdp):
     one, expected = go(*prepare(**options))
     many, got = go(*prepare(sharding.make_mesh(data=data, fsdp=fsdp), **options))
     np.testing.assert_allclose(got, expected, rtol=1e-5)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), many.params, one.params)
+    assert_close(many.params, one.params)
 
 
 def test_the_sequence_of_a_step_written_out():
@@ -81,23 +86,25 @@ def test_the_sequence_of_a_step_written_out():
     model, given = Net(), batch(0)
 
     def loss(params):
-        logits, changed = model.apply({"params": params, **start.collections}, given["image"], train=True,
-                                      mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)})
-        return optax.softmax_cross_entropy_with_integer_labels(logits, given["label"]).mean(), changed
+        logits, changed = model.apply({"params": params, **start.collections}, given["image"],
+                                      train=True, mutable=["batch_stats"],
+                                      rngs={"dropout": jax.random.key(0)})
+        each = optax.softmax_cross_entropy_with_integer_labels(logits, given["label"])
+        return each.mean(), changed
 
     (value, changed), grads = jax.value_and_grad(loss, has_aux=True)(start.params)
     norm = optax.tree.norm(grads)
-    reference = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(3e-2, weight_decay=0.05, mask=optim.decays(())))
+    reference = optax.chain(optax.clip_by_global_norm(1.0),
+                            optax.adamw(3e-2, weight_decay=0.05, mask=optim.decays(())))
     updates, _ = reference.update(grads, reference.init(start.params), start.params)
     params = optax.apply_updates(start.params, updates)
-    close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+    before = {"params": start.params, "collections": start.collections}
+    weights = {"params": params, "collections": dict(changed)}
+    close = partial(assert_close, rtol=1e-4, atol=1e-6)
     close(out["metrics"]["loss"][0], value)
     close(out["metrics"]["grad_norm"][0], norm)
-    jax.tree.map(close, after.params, params)
-    jax.tree.map(close, after.collections, dict(changed))
-    expected = jax.tree.map(lambda a, b: 0.9 * a + 0.1 * b, {"params": start.params, "collections": start.collections},
-                            {"params": params, "collections": dict(changed)})
-    jax.tree.map(close, after.ema, expected)
+    close({"params": after.params, "collections": after.collections}, weights)
+    close(after.ema, jax.tree.map(lambda a, b: 0.9 * a + 0.1 * b, before, weights))
 
 
 def test_accumulated_gradients_are_those_of_the_batch():
@@ -105,7 +112,7 @@ def test_accumulated_gradients_are_those_of_the_batch():
     whole, losses = go(*prepare(statistic=False))
     parts, again = go(*prepare(statistic=False, accumulate=4))
     np.testing.assert_allclose(again, losses, rtol=2e-5)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), parts.params, whole.params)
+    assert_close(parts.params, whole.params)
 
 
 def test_a_step_that_is_not_finite_leaves_only_its_count():
@@ -123,12 +130,12 @@ def test_a_step_that_is_not_finite_leaves_only_its_count():
         jax.tree.map(np.testing.assert_array_equal, getattr(after, name), getattr(before, name))
     state, out = step(state, batch(2))
     assert (int(out["skipped"]), int(out["streak"])) == (2, 0)
-    assert any(np.any(a != b) for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(before.params)))
+    changed = jax.tree.map(lambda a, b: np.any(a != b), state.params, before.params)
+    assert any(jax.tree.leaves(changed))
 
 
 def test_randomness_follows_the_step_number_alone():
-    """A copy of the state at step 2 goes on with the same bits; the same batch at another step
-    drops other units."""
+    """A copy of a state goes on with the same bits; another step number drops other units."""
     state, step = prepare(rate=0.5)
     for i in range(2):
         state, _ = step(state, batch(i))
@@ -143,8 +150,7 @@ def test_randomness_follows_the_step_number_alone():
 
 
 def test_masks_hold_and_a_topology_step_moves_them():
-    """Half of the classifier is masked; its own program grows weights where the gradient is
-    large."""
+    """Half of the classifier is masked; a step of a topology phase exchanges the halves."""
     def init(params, key):
         return {"head": {"kernel": jnp.arange(96 * K).reshape(96, K) % 2 == 0}}
 
@@ -169,7 +175,8 @@ def test_masks_hold_and_a_topology_step_moves_them():
 
 def test_fsdp_splits_almost_every_byte():
     mesh = sharding.make_mesh(fsdp=8)
-    tree = {"qkv": jnp.zeros((384, 1152)), "fc1": jnp.zeros((384, 1536)), "norm": jnp.zeros(384), "odd": jnp.zeros((7, 9))}
+    tree = {"qkv": jnp.zeros((384, 1152)), "fc1": jnp.zeros((384, 1536)),
+            "norm": jnp.zeros(384), "odd": jnp.zeros((7, 9))}
     placed = jax.device_put(tree, sharding.state_sharding(mesh, tree))
     local = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(placed))
     whole = sum(leaf.nbytes for leaf in jax.tree.leaves(placed))

@@ -120,36 +120,37 @@ def test_one_and_eight_devices_train_alike(name, options):
         np.testing.assert_allclose(three_steps(mesh), expected, rtol=1e-5)
 
 
-def lives(workdir: Path, cache: Path, kills: int, seed: int, config: dict,
+def lives(workdir: Path, kills: int, seed: int, config: dict,
           delays: tuple[float, float]) -> list[dict[int, float]]:
     """Runs the real command, kills it `kills` times at random moments, then lets it finish; the
     losses in the metrics file after each kill."""
     rng, seen = random.Random(seed), []
     for _ in range(kills):
-        process = runs.start(workdir, cache, config=config)
+        process = runs.start(workdir, config=config)
         time.sleep(rng.uniform(*delays))
         process.kill()
         process.wait()
         seen.append(runs.losses(workdir))
-    assert runs.start(workdir, cache, config=config).wait() == 0, Path(f"{workdir}.log").read_text()
+    assert runs.start(workdir, config=config).wait() == 0, Path(f"{workdir}.log").read_text()
     return [*seen, runs.losses(workdir)]
 
 
 def compare_lives(folder: Path, kills: int, seed: int, config: dict, delays) -> int:
     """Mismatches of losses and final state between a killed run and one left alone."""
-    cache, alone, killed = folder / "cache", folder / "alone", folder / "killed"
-    lives(alone, cache, 0, seed, config, delays)
-    expected, seen = runs.losses(alone), lives(killed, cache, kills, seed, config, delays)
+    alone, killed = folder / "alone", folder / "killed"
+    lives(alone, 0, seed, config, delays)
+    expected, seen = runs.losses(alone), lives(killed, kills, seed, config, delays)
     wrong = sum(expected[step] != loss for losses in seen for step, loss in losses.items())
     wrong += seen[-1].keys() != expected.keys()
     states = runs.final_state(alone), runs.final_state(killed)
     print(f"{kills} kills after steps {[max(losses, default=0) for losses in seen[:-1]]}: {wrong} "
           f"losses of {sum(map(len, seen))} and "
-          f"{sum(states[0][name] != states[1].get(name) for name in states[0])} of {len(states[0])} "
-          "leaves of the final state differ")
+          f"{sum(states[0][name] != states[1].get(name) for name in states[0])} of "
+          f"{len(states[0])} leaves of the final state differ")
     return wrong + (states[0] != states[1])
 
 
+@pytest.mark.slow
 def test_killed_runs_go_on_to_the_same_bits(tmp_path, request):
     """`--kills=20` does it as often and with the real digits config, shortened to 15 epochs."""
     kills = request.config.getoption("--kills")
@@ -158,11 +159,12 @@ def test_killed_runs_go_on_to_the_same_bits(tmp_path, request):
     assert compare_lives(tmp_path, kills, 0, config, delays) == 0
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_ends(tmp_path):
     workdir = tmp_path / "run"
     config = runs.SMALL | {"checkpoint.every_epochs": 0.0, "checkpoint.every_minutes": 0.0,
                            "epochs": 100.0, "phases.schedule": "off"}
-    process = runs.start(workdir, tmp_path / "cache", config=config)
+    process = runs.start(workdir, config=config)
     while len(runs.losses(workdir)) < 3 and process.poll() is None:
         time.sleep(0.1)
     os.kill(process.pid, signal.SIGTERM)

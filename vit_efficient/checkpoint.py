@@ -1,5 +1,4 @@
-"""Checkpoints that are whole or not used: saved in the background, verified bit by bit when they
-are read.
+"""Checkpoints that are whole or not used: saved in the background, verified bit by bit when read.
 
 A step directory holds two items, committed by one rename: `state`, the arrays in Orbax's files, as
 nested dicts whose paths are those of the train state, and `manifest`, one JSON record {"format",
@@ -32,11 +31,9 @@ class DamagedCheckpoint(Exception):
 
 
 class Checkpoints:
-    """The checkpoints of one run, in `directory`; a context manager whose end waits for the last
-    save.
+    """The checkpoints of one run; a context manager whose end waits for the last save.
 
-    Every process calls the same methods in the same order; process 0's view of the directory
-    decides for all.
+    All processes call the same methods in the same order; process 0's view of the disk decides.
 
     Args:
       directory: where the steps stand; made if it is missing.
@@ -79,21 +76,20 @@ class Checkpoints:
         return _best(self.steps(), self._score)
 
     def due(self, step: int, steps_per_epoch: int) -> bool:
-        """True after every `every_epochs`, in whole steps; raises the error of a save that has
-        failed meanwhile."""
+        """True after every `every_epochs`, in whole steps; raises a failed save's error."""
         if self._saving and not self._manager.is_saving_in_progress():
             self.wait()
-        return self.every_epochs > 0 and step % max(round(self.every_epochs * steps_per_epoch), 1) == 0
+        every = max(round(self.every_epochs * steps_per_epoch), 1)
+        return self.every_epochs > 0 and step % every == 0
 
     def overdue(self) -> bool:
-        """True where the last save is `every_minutes` ago on process 0's clock; all processes ask
-        at the same step."""
+        """True where the last save is `every_minutes` ago on process 0's clock, as all learn."""
         seconds = time.monotonic() - self._saved_at
         return self.every_minutes > 0 and _from_first(lambda: seconds > 60 * self.every_minutes)
 
-    def save(self, step: int, state, metrics: dict[str, float] | None = None, extra: dict | None = None) -> None:
-        """Copies `state` off the devices and writes it in the background; it may be donated at
-        once.
+    def save(self, step: int, state, metrics: dict[str, float] | None = None,
+             extra: dict | None = None) -> None:
+        """Copies `state` off the devices, to be donated at once, and writes in the background.
 
         A step that is there stays as it is. Waits for the save before, whose error it raises.
 
@@ -106,16 +102,16 @@ class Checkpoints:
         self._saved_at = time.monotonic()
         if step in self._manager.all_steps():
             return
-        record = seal({"format": FORMAT, "step": step, "leaves": manifest(state), "extra": extra or {},
-                       "metrics": {name: float(value) for name, value in (metrics or {}).items()}})
+        metrics = {name: float(value) for name, value in (metrics or {}).items()}
+        record = seal({"format": FORMAT, "step": step, "leaves": manifest(state),
+                       "extra": extra or {}, "metrics": metrics})
         self._top1[step] = _top1(record)
         self._manager.save(step, force=True, args=ocp.args.Composite(
             state=ocp.args.PyTreeSave(_nested(state)), manifest=ocp.args.JsonSave(record)))
         self._saving = True
 
     def restore(self, like, step: int | str | None = None):
-        """The state of a step, verified, on the shardings of `like`; or None where the directory
-        holds no step.
+        """The state of a step, verified, on the shardings of `like`; None where there is no step.
 
         Args:
           like: the state as `jax.ShapeDtypeStruct`s with shardings.
@@ -133,8 +129,7 @@ class Checkpoints:
         return self._restore(like, step, parts=None)
 
     def restore_parts(self, like: dict, step: int | str | None = None):
-        """As `restore`, of the state's parts that `like` names ({"params": ..., "ema": ...}), and
-        these alone."""
+        """As `restore`, of only the parts that `like` names ({"params": ..., "ema": ...})."""
         return self._restore(like, step, parts=tuple(like))
 
     def wait(self) -> None:
@@ -167,33 +162,35 @@ class Checkpoints:
                 continue
             self._set_aside(damaged, step)
             return restored
-        raise DamagedCheckpoint("no checkpoint is whole, and none was touched:\n" + "\n".join(damaged.values()))
+        raise DamagedCheckpoint("\n".join(["no checkpoint is whole, and none was touched:",
+                                           *damaged.values()]))
 
     def _chosen(self, step: int | str, steps: list[int]) -> int:
         chosen = _from_first(self.best_step) if step == "best" else step
         if chosen not in steps:
-            raise ValueError(f"checkpoint {step}: {self.directory} holds steps {', '.join(map(str, steps))}"
-                             + (", none of them with a top1" if step == "best" else ""))
+            there = ", ".join(map(str, steps)) + (", none with a top1" if step == "best" else "")
+            raise ValueError(f"checkpoint {step}: {self.directory} holds steps {there}")
         return chosen
 
     def _read(self, step: int, like, parts: tuple[str, ...] | None):
         """(step, state, record) on all processes, or the same error on all."""
-        record = _from_first(lambda: self._record(step))
+        place, record = self.directory / str(step), _from_first(lambda: self._record(step))
         if isinstance(record, str):
-            raise DamagedCheckpoint(f"{self.directory / str(step)}: {record}")
+            raise DamagedCheckpoint(f"{place}: {record}")
         if record["format"] > FORMAT:
-            raise ValueError(f"{self.directory / str(step)} has format {record['format']}, made by a newer version: "
+            raise ValueError(f"{place} has format {record['format']}, made by a newer version: "
                              f"this one reads up to {FORMAT}")
         leaves = {name: entry for name, entry in record["leaves"].items()
                   if parts is None or name.split("/")[0] in parts}
         if lines := compare(leaves, describe(like)):
-            raise ValueError(f"{self.directory / str(step)} is of another model or recipe than this config; the "
-                             f"checkpoint's leaves are expected, the config's were found:\n" + "\n".join(lines))
+            raise ValueError("\n".join([
+                f"{place} is of another model or recipe than this config; "
+                "the checkpoint's leaves are expected, the config's were found:", *lines]))
         state, error = self._arrays(step, like)
         if _anywhere(error):
-            raise DamagedCheckpoint(f"{self.directory / str(step)}: {error or 'another process cannot read it'}")
+            raise DamagedCheckpoint(f"{place}: {error or 'another process cannot read it'}")
         if lines := compare(leaves, manifest(state)):
-            raise DamagedCheckpoint(f"{self.directory / str(step)}: {len(lines)} of {len(leaves)} leaves differ from "
+            raise DamagedCheckpoint(f"{place}: {len(lines)} of {len(leaves)} leaves differ from "
                                     f"the manifest, the first is {lines[0]}")
         return step, state, record
 
@@ -203,33 +200,37 @@ class Checkpoints:
             record = unseal((self.directory / str(step) / "manifest" / "metadata").read_text())
         except Exception as error:
             return _reason(error)
-        return record if record["step"] == step else f"the manifest is that of step {record['step']}"
+        own = record["step"]
+        return record if own == step else f"the manifest is that of step {own}"
 
     def _arrays(self, step: int, like) -> tuple[object, str]:
-        """(the state on the shardings of `like`, "") or (None, why it cannot be read); waits for no
-        other process."""
+        """(the state as `like`, "") or (None, why it cannot be read), without other processes."""
         named, nested = named_leaves(like), _nested(like)
-        assert all(leaf.sharding for leaf in named.values()), "without a sharding Orbax takes that of the save"
-        # Not through the manager, whose barriers would hold the other processes where one cannot
-        # read its shards.
+        # Without a sharding Orbax takes that of the save.
+        assert all(leaf.sharding for leaf in named.values()), "`like` has a leaf without a sharding"
+        # Not through the manager, whose barriers hold all processes where one cannot read.
         handler = ocp.PyTreeCheckpointHandler()
         try:
-            restored = handler.restore(self.directory / str(step) / "state", args=ocp.args.PyTreeRestore(
-                nested, ocp.checkpoint_utils.construct_restore_args(nested), partial_restore=True))
+            restored = handler.restore(
+                self.directory / str(step) / "state", args=ocp.args.PyTreeRestore(
+                    nested, ocp.checkpoint_utils.construct_restore_args(nested),
+                    partial_restore=True))
             read = traverse_util.flatten_dict(restored, sep="/")
-            leaves = [read[name] if leaf.size else jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
-                      for name, leaf in named.items()]
-            if left_out := [name for name, leaf in zip(named, leaves) if not isinstance(leaf, jax.Array)]:
-                return None, f"Orbax does not know {', '.join(left_out)}"
-            return jax.tree.unflatten(jax.tree.structure(like), jax.block_until_ready(leaves)), ""
+            leaves = {name: read[name] if leaf.size else
+                      jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
+                      for name, leaf in named.items()}
+            lost = [name for name, leaf in leaves.items() if not isinstance(leaf, jax.Array)]
+            if lost:
+                return None, f"Orbax does not know {', '.join(lost)}"
+            leaves = jax.block_until_ready(list(leaves.values()))
+            return jax.tree.unflatten(jax.tree.structure(like), leaves), ""
         except Exception as error:
             return None, _reason(error)
         finally:
             handler.close()
 
     def _set_aside(self, damaged: dict[int, str], used: int) -> None:
-        """Reports damaged steps and, unless this is a reader, renames them: process 0, while the
-        others wait."""
+        """Process 0 reports damaged steps and, unless it is a reader, renames them; all wait."""
         for step, reason in damaged.items():
             self._top1.pop(step, None)
             if jax.process_index() == 0:
@@ -258,12 +259,12 @@ def read_weights(workdir: Path, weights: str, like: dict) -> tuple[int, dict]:
 
     Args:
       weights: "best", "latest" or a step.
-      like: the parts to read, {"params": ..., "ema": ...}, as `jax.ShapeDtypeStruct`s with
-        shardings.
+      like: the parts, {"params": ..., "ema": ...}, as `jax.ShapeDtypeStruct`s with shardings.
 
     Raises ValueError where there is no such checkpoint or it is of another model.
     """
-    step = int(weights) if weights.isdecimal() else {"best": "best", "latest": None}.get(weights, weights)
+    words = {"best": "best", "latest": None}
+    step = int(weights) if weights.isdecimal() else words.get(weights, weights)
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         found = checkpoints.restore_parts(like, step)
     if not found:
@@ -272,8 +273,7 @@ def read_weights(workdir: Path, weights: str, like: dict) -> tuple[int, dict]:
 
 
 class _NewestAndBest:
-    """Orbax's preservation policy: by number, not by the order of saving, and the best also across
-    restarts."""
+    """Orbax's preservation policy: newest by number, not by time, and the best across restarts."""
 
     def __init__(self, keep: int, score: Callable[[int], float | None]):
         self._keep, self._score = keep, score
@@ -285,9 +285,9 @@ class _NewestAndBest:
 
 
 def _nested(tree) -> dict:
-    """Nested dicts of the leaves that have elements: Orbax stores no empty array, and `like` knows
-    the empty nodes."""
-    return traverse_util.unflatten_dict({name: leaf for name, leaf in named_leaves(tree).items() if leaf.size}, sep="/")
+    """Nested dicts of the leaves that have elements: Orbax stores no empty array."""
+    named = {name: leaf for name, leaf in named_leaves(tree).items() if leaf.size}
+    return traverse_util.unflatten_dict(named, sep="/")
 
 
 def _best(steps: list[int], score: Callable[[int], float | None]) -> int | None:
@@ -305,13 +305,13 @@ def _reason(error: Exception) -> str:
 
 
 def _from_first(ask: Callable):
-    """What `ask` returns on process 0, a JSON value, on every process; a device collective where
-    there are several."""
+    """What `ask` returns on process 0, a JSON value, on every process; a device collective."""
     if jax.process_count() == 1:
         return ask()
     text = json.dumps(ask() if jax.process_index() == 0 else None).encode()
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
-    return json.loads(bytes(multihost_utils.broadcast_one_to_all(np.resize(np.frombuffer(text, np.uint8), size))))
+    padded = np.resize(np.frombuffer(text, np.uint8), size)
+    return json.loads(bytes(multihost_utils.broadcast_one_to_all(padded)))
 
 
 def _anywhere(error: str) -> bool:

@@ -64,10 +64,10 @@ def surroundings(environ: Mapping[str, str]) -> str:
 
 @contextmanager
 def fail_fast(report: Callable[[BaseException], int]) -> Iterator[None]:
-    """Ends this process at once where one of several fails: the others then end too, within seconds.
+    """Ends this process at once where one of several fails; the others then end too, in seconds.
 
-    An ordinary exit would wait for the others, who wait for this one in a collective. `report` tells
-    the user and returns the exit code. SystemExit passes: all processes leave together.
+    An ordinary exit would wait for the others, who wait for this one in a collective. `report`
+    tells the user and returns the exit code. SystemExit passes: all processes leave together.
     """
     try:
         yield

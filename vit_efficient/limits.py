@@ -17,13 +17,17 @@ class Range(NamedTuple):
 
     def holds(self, value: float) -> bool:
         """True where `value` is finite and inside."""
-        return (math.isfinite(value) and self.low <= value <= self.high
-                and not (self.above and value == self.low) and not (self.below and value == self.high))
+        return (math.isfinite(value)
+                and (self.low < value if self.above else self.low <= value)
+                and (value < self.high if self.below else value <= self.high))
 
     def __str__(self) -> str:
-        low = f"{'above' if self.above else 'at least'} {self.low:g}" if self.low > -math.inf else ""
-        high = f"{'below' if self.below else 'at most'} {self.high:g}" if self.high < math.inf else ""
-        return " and ".join(part for part in (low, high) if part) or "finite"
+        parts = []
+        if self.low > -math.inf:
+            parts.append(f"{'above' if self.above else 'at least'} {self.low:g}")
+        if self.high < math.inf:
+            parts.append(f"{'below' if self.below else 'at most'} {self.high:g}")
+        return " and ".join(parts) or "finite"
 
 
 Positive = Annotated[float, Range(0, above=True)]

@@ -1,5 +1,4 @@
-"""What a tree of arrays holds: shape, dtype and a 64-bit fingerprint of every leaf, under readable
-path names.
+"""What a tree of arrays holds: shape, dtype and a 64-bit fingerprint of every leaf, by its path.
 
 Array files of a checkpoint carry no checksum: a flipped bit comes back as a weight. A fingerprint
 is computed on the devices, from the global array, as a sum of mixed words; a sum has no order, so
@@ -29,22 +28,23 @@ def describe(tree) -> dict[str, dict]:
 
 
 def manifest(tree) -> dict[str, dict]:
-    """Path -> {"shape", "dtype", "fingerprint"} of every leaf, a jax or numpy array; waits for the
-    devices.
+    """Path -> {"shape", "dtype", "fingerprint"} of every leaf, a jax or numpy array; waits for it.
 
     The fingerprint is 16 hexadecimal digits of the leaf's bits in their order. With several
     processes all of them call, and all get the same.
     """
-    sums = jax.device_get({name: _sums(_whole_words(leaf)) for name, leaf in named_leaves(tree).items()})
+    sums = jax.device_get({name: _sums(_whole_words(leaf))
+                           for name, leaf in named_leaves(tree).items()})
     return {name: entry | {"fingerprint": "".join(f"{lane:08x}" for lane in sums[name])}
             for name, entry in describe(tree).items()}
 
 
 def compare(expected: dict[str, dict], found: dict[str, dict]) -> list[str]:
-    """One line for each difference; `found` may come from `describe`, which has no fingerprints to
-    compare."""
-    lines = [f"{name}: missing, expected {_text(expected[name])}" for name in expected.keys() - found.keys()]
-    lines += [f"{name}: not expected, found {_text(found[name])}" for name in found.keys() - expected.keys()]
+    """One line for each difference; where `found` is from `describe`, without fingerprints."""
+    lines = [f"{name}: missing, expected {_text(expected[name])}"
+             for name in expected.keys() - found.keys()]
+    lines += [f"{name}: not expected, found {_text(found[name])}"
+              for name in found.keys() - expected.keys()]
     for name in expected.keys() & found.keys():
         wanted = {key: expected[name][key] for key in found[name]}
         if wanted != found[name]:
@@ -58,8 +58,7 @@ def checksum(record: dict) -> str:
 
 
 def seal(record: dict) -> dict:
-    """The record as JSON will give it back, with its checksum; raises TypeError for what JSON
-    cannot hold."""
+    """The record as JSON gives it back, with its checksum; TypeError for what JSON cannot hold."""
     record = json.loads(json.dumps(record))
     return record | {"checksum": checksum(record)}
 
@@ -74,7 +73,8 @@ def unseal(text: str) -> dict:
 
 def _text(entry: dict) -> str:
     shape = ",".join(map(str, entry["shape"]))
-    return f"{entry['dtype']}[{shape}]" + (f" {entry['fingerprint']}" if "fingerprint" in entry else "")
+    fingerprint = f" {entry['fingerprint']}" if "fingerprint" in entry else ""
+    return f"{entry['dtype']}[{shape}]{fingerprint}"
 
 
 def _whole_words(leaf):
@@ -83,8 +83,7 @@ def _whole_words(leaf):
     return np.ascontiguousarray(leaf).reshape(*leaf.shape, 1).view(np.uint32) if wide else leaf
 
 
-# Multipliers and shifts of two 32-bit mixers (MurmurHash3's finalizer; C. Wellons' lowbias32):
-# bijections of a word.
+# Multipliers and shifts of two bijections of a word: MurmurHash3's finalizer, Wellons' lowbias32.
 _LANES = ((16, 0x85EBCA6B, 13, 0xC2B2AE35, 16), (16, 0x7FEB352D, 15, 0x846CA68B, 16))
 
 
@@ -97,8 +96,7 @@ def _mix(x: jax.Array, lane: tuple[int, ...]) -> jax.Array:
 
 @jax.jit
 def _sums(x: jax.Array) -> tuple[jax.Array, ...]:
-    """Two uint32 sums over the elements of mix(bits ^ mix(index + 1)), modulo 2^32; compiled once a
-    shape and dtype.
+    """Two uint32 sums over the elements of mix(bits ^ mix(index + 1)), modulo 2^32.
 
     For a given index the term is a bijection of the bits, so a change of one element always changes
     both sums; any other change escapes with a chance of 2^-64.

@@ -1,5 +1,4 @@
-"""What a run says: `metrics.jsonl`, TensorBoard events and the progress line, from metrics that are
-`(sum, count)`."""
+"""What a run says of its `(sum, count)` metrics: a JSON file, TensorBoard, the progress line."""
 import json
 import logging
 import math
@@ -34,8 +33,7 @@ class Mean:
 
 
 class Writer:
-    """Writes a record a line to `metrics.jsonl` and the same numbers as TensorBoard events, on
-    process 0 alone.
+    """Writes records, on process 0: lines of `metrics.jsonl`, and the same as TensorBoard events.
 
     A run that resumes at `start` first takes out what an earlier try wrote of later steps (and a
     line torn by a kill), so every step stands in the file once.
@@ -51,8 +49,7 @@ class Writer:
                 str(workdir / "tensorboard"), purge_step=start + 1, filename_suffix=f".{start:012}")
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Stores finite numbers; what is not finite stands as `null` in the file and is left out of
-        TensorBoard."""
+        """Stores numbers; one that is not finite is `null` in the file and not in TensorBoard."""
         if not self._active:
             return
         clean = {name: float(v) if math.isfinite(v) else None for name, v in values.items()}
@@ -70,8 +67,7 @@ class Writer:
 
 
 def read(path: Path) -> list[dict]:
-    """The records of a `metrics.jsonl`, in order; a torn last line is left out, a missing file has
-    none."""
+    """The records of a `metrics.jsonl` without a torn last line; a missing file has none."""
     records = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
@@ -101,8 +97,7 @@ class Progress:
         self._terminal = sys.stderr.isatty() and jax.process_index() == 0
 
     def pause(self, seconds: float) -> None:
-        """Time that was not training (an evaluation, a checkpoint): it is not counted as step
-        time."""
+        """Time that was not training (an evaluation, a checkpoint) and is not counted as such."""
         self._paused += seconds
 
     def line(self, step: int, values: dict[str, float], waited: float) -> dict[str, float]:
@@ -112,16 +107,17 @@ class Progress:
         worked = self._work[step] - self._work[self._step]
         total = len(self._work) - 1
         left = spent * (self._work[total] - self._work[step]) / worked if worked else 0.0
-        speeds = {"images_per_second": done * self._batch / spent, "step_seconds": spent / max(done, 1),
-                  "waiting_share": min(waited / spent, 1.0)}
+        speeds = {"images_per_second": done * self._batch / spent,
+                  "step_seconds": spent / max(done, 1), "waiting_share": min(waited / spent, 1.0)}
         self._since, self._step, self._paused = now, step, 0.0
         accuracy = f"  top-1 {100 * values['top1']:5.1f} %" if "top1" in values else ""
         text = (f"step {step}/{total}  loss {values.get('loss', math.nan):.4f}{accuracy}  "
-                f"{speeds['images_per_second']:.0f} images/s  {1000 * speeds['step_seconds']:.1f} ms/step  "
+                f"{speeds['images_per_second']:.0f} images/s  "
+                f"{1000 * speeds['step_seconds']:.1f} ms/step  "
                 f"input wait {100 * speeds['waiting_share']:.1f} %  left {clock(left)}")
         if self._terminal:
-            filled = int(20 * step / total)
-            sys.stderr.write(f"\r\x1b[2K[{'#' * filled}{'.' * (20 - filled)}] {text}" + ("\n" if step == total else ""))
+            bar, end = ("#" * int(20 * step / total)).ljust(20, "."), "\n" * (step == total)
+            sys.stderr.write(f"\r\x1b[2K[{bar}] {text}{end}")
             sys.stderr.flush()
         else:
             log.info("%s", text)
@@ -141,8 +137,7 @@ def clock(seconds: float) -> str:
 
 
 def draw_curves(workdir: Path) -> Path:
-    """`curves.png`: loss and accuracy over steps, from `metrics.jsonl`, with a line at every change
-    of phase."""
+    """`curves.png`, from `metrics.jsonl`: loss and accuracy over steps, a line at every phase."""
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot

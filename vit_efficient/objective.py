@@ -21,33 +21,33 @@ class Aux(NamedTuple):
 
 
 class Objective(NamedTuple):
-    """`gradients(params, fixed, batch, key) -> ((loss, Aux), gradients)`; `predictions(forward,
-    params, fixed, images) -> {name: logits [B, K]}`; `needs` lists the knobs of the model that it
-    uses."""
+    """`gradients(params, fixed, batch, key) -> ((loss, Aux), gradients)`;
+    `predictions(forward, params, fixed, images) -> {name: logits [B, K]}`;
+    `needs`: the knobs of the model that it uses."""
     gradients: Callable
     predictions: Callable
     needs: tuple[str, ...] = ()
 
 
 def bind(model, phase: Phase, scalars: dict[str, Callable]) -> Callable:
-    """The forward function that an objective gets: `(params, fixed, images, key, **knobs) ->
-    (outputs, collections)`.
+    """An objective's forward: `(params, fixed, images, key, **knobs) -> (outputs, collections)`.
 
     The phase's static knobs and the step's scalars (functions of the traced step) are in it. With a
     key it is a training pass, with `None` an evaluation, which changes no collection.
     """
     def forward(params, fixed, images, key, **knobs):
         traced = {name: at(fixed["step"]) for name, at in scalars.items()}
-        collections = fixed["collections"]
+        collections, train = fixed["collections"], key is not None
         outputs, changed = model.apply(
-            {"params": params, **collections}, images, train=key is not None,
-            rngs=None if key is None else {"dropout": key}, mutable=[] if key is None else list(collections),
+            {"params": params, **collections}, images, train=train,
+            rngs={"dropout": key} if train else None, mutable=list(collections) if train else [],
             **(dict(phase.model) | traced | knobs))
         return outputs, {**collections, **changed}
     return forward
 
 
-def one_classifier(forward: Callable, params: dict, fixed: dict, images: jax.Array) -> dict[str, jax.Array]:
+def one_classifier(forward: Callable, params: dict, fixed: dict,
+                   images: jax.Array) -> dict[str, jax.Array]:
     """The predictions of a model with one output."""
     return {"": forward(params, fixed, images, None)[0]}
 
@@ -62,8 +62,7 @@ def soft_targets(label: jax.Array, num_classes: int, smoothing: float) -> jax.Ar
 
 
 def hits(logits: jax.Array, label: jax.Array, k: int = 1) -> jax.Array:
-    """float32 [B]: 1 where the label (the likeliest class of a mixed one) is among the `k` largest
-    logits."""
+    """float32 [B]: 1 where the label (of a mixed one the likeliest) is among the `k` largest."""
     label = label if label.ndim == 1 else label.argmax(-1)
     own = jnp.take_along_axis(logits, label[:, None], -1)
     # Ties and undefined logits count against the model: neither constants nor NaN may score.
@@ -71,12 +70,11 @@ def hits(logits: jax.Array, label: jax.Array, k: int = 1) -> jax.Array:
     return (higher < k).astype(jnp.float32)
 
 
-def supervised(forward: Callable, phase: Phase, teacher, *, label_smoothing: Rate = 0.0) -> Objective:
-    """Soft cross-entropy, mean over the batch in float32 (spec of every recipe): -sum_k y_k log
-    softmax(z)_k.
+def supervised(forward: Callable, phase: Phase, teacher, *,
+               label_smoothing: Rate = 0.0) -> Objective:
+    """Soft cross-entropy, -sum_k y_k log softmax(z)_k, mean over the batch in float32.
 
-    Integer labels are smoothed by `label_smoothing`; a distilled model's two outputs share the
-    labels.
+    Integer labels are smoothed by `label_smoothing`; a distilled model's outputs share them.
     """
     def loss(params, fixed, batch, key):
         outputs, collections = forward(params, fixed, batch["image"], key)

@@ -22,8 +22,7 @@ class Optimizer(NamedTuple):
 
 
 def decays(no_decay: tuple[str, ...]) -> Callable[[dict], dict]:
-    """Which parameters decay (every recipe's rule): those of two or more axes whose own name is not
-    in `no_decay`."""
+    """Which parameters decay, in every recipe: those of two or more axes not in `no_decay`."""
     def mask(params: dict) -> dict:
         return jax.tree_util.tree_map_with_path(
             lambda path, leaf: leaf.ndim > 1 and path[-1].key not in no_decay, params)
@@ -31,33 +30,31 @@ def decays(no_decay: tuple[str, ...]) -> Callable[[dict], dict]:
 
 
 def cosine(peak: float, total: float, warmup: float, warmup_lr: float, min_lr: float) -> Callable:
-    """Cosine over all of `total` steps, with a linear ramp up to the value that it has at the end
-    of the warm-up.
+    """Cosine over `total` steps, with a linear ramp up to its value at the end of the warm-up.
 
     As-ViT's form (spec asvit.md 8.3): `cos(t) = min + (peak - min) (1 + cos(pi t / total)) / 2`,
-    below the warm-up `warmup_lr + (cos(warm) - warmup_lr) t / warm`. Continuous, evaluated at every
-    step.
+    below the warm-up `warmup_lr + (cos(warm) - warmup_lr) t / warm`. Continuous over the steps.
     """
     def at(t):
         t = jnp.asarray(t, jnp.float32)
-        curve = min_lr + (peak - min_lr) * 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(jnp.maximum(t, warmup) / total, 0, 1)))
+        left = jnp.clip((total - jnp.maximum(t, warmup)) / total, 0, 1)
+        # (1 + cos(pi t / total)) / 2, whose sum loses its digits near the end
+        curve = min_lr + (peak - min_lr) * jnp.sin(jnp.pi / 2 * left) ** 2
         return jnp.where(t < warmup, warmup_lr + (curve - warmup_lr) * t / max(warmup, 1), curve)
     return at
 
 
 def official(peak: float, epochs: float, warmup: float, warmup_lr: float, min_lr: float, *,
              lag: int = 1, halved: int = 0) -> Callable:
-    """The DeiT trainer's rate of epoch e, constant within it (spec svite.md 6): `g(max(e - lag,
-    0))` with
+    """The DeiT trainer's rate of epoch e, constant within it (spec svite.md 6): `g(e - lag)` with
 
-        g(t) = warmup_lr + t (peak - warmup_lr) / warmup                   t < warmup
-               min_lr + (peak - min_lr) (1 + cos(pi t / epochs)) / 2       t < epochs, not shifted by the warm-up
-               min_lr                                                      from there on (DVT's cool-down)
+        g(t) = warmup_lr + t (peak - warmup_lr) / warmup                 t < warmup
+               min_lr + (peak - min_lr) (1 + cos(pi t / epochs)) / 2     t < epochs, no shift
+               min_lr                                                    after (DVT's cool-down)
 
     The trainers of DeiT, SReT and SViTE step their schedule after an epoch with that epoch's own
     number: epoch e runs at g(e - 1), epoch 0 at the starting value (`lag=1`); DVT's does not
-    (`lag=0`). Scala halves g(t) for t < `halved` (10, spec scala.md 5.5), but not the starting
-    value.
+    (`lag=0`). Scala halves g(t) for t < `halved` (10, spec scala.md 5.5), not the starting value.
     """
     def g(t):
         ramp = warmup_lr + t * (peak - warmup_lr) / max(warmup, 1)
@@ -74,8 +71,9 @@ def official(peak: float, epochs: float, warmup: float, warmup_lr: float, min_lr
 
 
 def learning_rate(length: Length, *, lr: Positive, lr_batch: Count | None = None,
-                  schedule: Literal["cosine", "official"] = "cosine", warmup_epochs: NonNegative = 0.0,
-                  warmup_lr: NonNegative = 0.0, min_lr: NonNegative = 0.0, lag: Whole = 1, halved_epochs: Whole = 0,
+                  schedule: Literal["cosine", "official"] = "cosine",
+                  warmup_epochs: NonNegative = 0.0, warmup_lr: NonNegative = 0.0,
+                  min_lr: NonNegative = 0.0, lag: Whole = 1, halved_epochs: Whole = 0,
                   cooldown_epochs: Whole = 0) -> Callable:
     """step -> learning rate, float32 []; see `cosine` and `official` for the two forms.
 
@@ -85,29 +83,33 @@ def learning_rate(length: Length, *, lr: Positive, lr_batch: Count | None = None
     """
     epochs = length.epochs - cooldown_epochs
     if not 0 <= warmup_epochs < epochs:
-        raise ValueError(f"optim.warmup_epochs = {warmup_epochs:g}: must be below the {epochs:g} epochs of the cosine "
-                         f"(epochs = {length.epochs:g}, optim.cooldown_epochs = {cooldown_epochs})")
+        raise ValueError(f"optim.warmup_epochs = {warmup_epochs:g}: must be below the {epochs:g} "
+                         f"epochs of the cosine (epochs = {length.epochs:g}, "
+                         f"optim.cooldown_epochs = {cooldown_epochs})")
     peak = lr * length.batch_size / lr_batch if lr_batch else lr
     if schedule == "official":
-        rate = official(peak, epochs, warmup_epochs, warmup_lr, min_lr, lag=lag, halved=halved_epochs)
+        rate = official(peak, epochs, warmup_epochs, warmup_lr, min_lr,
+                        lag=lag, halved=halved_epochs)
         return lambda step: rate(step // length.steps_per_epoch)
     if (lag, halved_epochs, cooldown_epochs) != (1, 0, 0):
-        raise ValueError("optim.lag, optim.halved_epochs and optim.cooldown_epochs are parts of the authors' per-epoch "
-                         "rates: they need optim.schedule = \"official\"")
+        raise ValueError("optim.lag, optim.halved_epochs and optim.cooldown_epochs are parts of "
+                         "the authors' per-epoch rates: they need optim.schedule = \"official\"")
     return cosine(peak, length.total, warmup_epochs * length.steps_per_epoch, warmup_lr, min_lr)
 
 
-def make_optimizer(length: Length, no_decay: tuple[str, ...], *, lr: Positive, lr_batch: Count | None = None,
-                   schedule: Literal["cosine", "official"] = "cosine", warmup_epochs: NonNegative = 0.0,
-                   warmup_lr: NonNegative = 0.0, min_lr: NonNegative = 0.0, lag: Whole = 1,
-                   halved_epochs: Whole = 0, cooldown_epochs: Whole = 0, weight_decay: NonNegative = 0.05,
-                   b1: Rate = 0.9, b2: Rate = 0.999, eps: Positive = 1e-8,
+def make_optimizer(length: Length, no_decay: tuple[str, ...], *, lr: Positive,
+                   lr_batch: Count | None = None,
+                   schedule: Literal["cosine", "official"] = "cosine",
+                   warmup_epochs: NonNegative = 0.0, warmup_lr: NonNegative = 0.0,
+                   min_lr: NonNegative = 0.0, lag: Whole = 1, halved_epochs: Whole = 0,
+                   cooldown_epochs: Whole = 0, weight_decay: NonNegative = 0.05, b1: Rate = 0.9,
+                   b2: Rate = 0.999, eps: Positive = 1e-8,
                    clip_norm: Positive | None = None) -> Optimizer:
-    """AdamW: decay decoupled and multiplied by the learning rate; gradients clipped to a global
-    norm first."""
+    """AdamW: decay decoupled, times the learning rate; gradients clipped to a global norm first."""
     rate = learning_rate(
-        length, lr=lr, lr_batch=lr_batch, schedule=schedule, warmup_epochs=warmup_epochs, warmup_lr=warmup_lr,
-        min_lr=min_lr, lag=lag, halved_epochs=halved_epochs, cooldown_epochs=cooldown_epochs)
+        length, lr=lr, lr_batch=lr_batch, schedule=schedule, warmup_epochs=warmup_epochs,
+        warmup_lr=warmup_lr, min_lr=min_lr, lag=lag, halved_epochs=halved_epochs,
+        cooldown_epochs=cooldown_epochs)
     transform = optax.chain(
         optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
         optax.scale_by_adam(b1, b2, eps),

@@ -1,5 +1,4 @@
-"""The phase seam: which static setting and which examples a step has. Every phase is one compiled
-program.
+"""The phase seam: a step's static setting and its examples. Every phase is one compiled program.
 
 The loop, the loader, the plan and the benchmark ask the same two functions of the step number, so a
 resumed run is in the right phase by itself. ("Schedule" means the learning rate.)
@@ -22,16 +21,14 @@ class Phase(NamedTuple):
 
 
 class Position(NamedTuple):
-    """Which examples a step holds: those of pass `epoch` from its `first` on, each `crops` times
-    (crop-major)."""
+    """A step's examples: those of pass `epoch` from its `first` on, `crops` times (crop-major)."""
     epoch: int
     first: int
     crops: int = 1
 
 
 class Length(NamedTuple):
-    """A run in examples and epochs; steps are optimiser steps and an incomplete last batch is left
-    out."""
+    """A run in examples and epochs; an epoch's steps leave out an incomplete last batch."""
     examples: int
     batch_size: int
     epochs: float
@@ -47,8 +44,7 @@ class Length(NamedTuple):
 
 
 class Phases(NamedTuple):
-    """`scalars` are functions of the traced step that the forward function gets as keyword
-    arguments."""
+    """`scalars`: functions of the traced step, given to the forward function as keywords."""
     total: int
     phase_at: Callable[[int], Phase]
     position: Callable[[int], Position]

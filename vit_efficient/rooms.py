@@ -9,10 +9,10 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
+import sys
 from types import ModuleType
 from typing import Any
 
-import vit_efficient
 from vit_efficient.values import nearest
 
 JOBS = {
@@ -78,11 +78,12 @@ def job(name: str, room: str) -> Callable:
 
 
 def _rooms() -> list[str]:
-    return sorted(info.name for info in pkgutil.iter_modules(vit_efficient.__path__) if info.ispkg)
+    package = sys.modules[__package__]
+    return sorted(info.name for info in pkgutil.iter_modules(package.__path__) if info.ispkg)
 
 
 def _module(name: str) -> ModuleType | None:
-    name = f"{vit_efficient.__name__}.{name}"
+    name = f"{__package__}.{name}"
     return importlib.import_module(name) if importlib.util.find_spec(name) else None
 
 

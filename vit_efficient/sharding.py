@@ -1,5 +1,7 @@
-"""Where arrays live: one named mesh, one rule by shape. `data` splits the batch; `fsdp` splits the
-batch and the state."""
+"""Where arrays live: one named mesh, one rule by shape.
+
+`data` splits the batch; `fsdp` splits the batch and the state.
+"""
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
@@ -14,8 +16,8 @@ def make_mesh(*, data: Count | None = None, fsdp: Count = 1) -> Mesh:
     count = jax.device_count()
     data = data or max(count // fsdp, 1)
     if data * fsdp != count:
-        raise ValueError(f"mesh.data = {data}, mesh.fsdp = {fsdp}: their product must be the {count} devices "
-                         f"that are there; mesh.fsdp may be a divisor of {count}")
+        raise ValueError(f"mesh.data = {data}, mesh.fsdp = {fsdp}: their product must be the "
+                         f"{count} devices that are there; mesh.fsdp may be a divisor of {count}")
     return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
 
 
@@ -25,19 +27,17 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def check_batch(mesh: Mesh, key: str, size: int, accumulate: int = 1) -> None:
-    """Raises ValueError unless `size` images split evenly over the devices (and `accumulate` parts
-    of a step)."""
+    """Raises ValueError unless `size` images split over devices and a step's `accumulate` parts."""
     unit = mesh.size * accumulate
     if size % unit:
         near = max(round(size / unit), 1) * unit
         parts = f" and step.accumulate = {accumulate}" if accumulate > 1 else ""
-        raise ValueError(f"{key} = {size}: must be a multiple of {unit} ({mesh.size} devices{parts}), "
-                         f"the nearest is {near}")
+        raise ValueError(f"{key} = {size}: must be a multiple of {unit} "
+                         f"({mesh.size} devices{parts}), the nearest is {near}")
 
 
 def spec(mesh: Mesh, shape: tuple[int, ...]) -> PartitionSpec:
-    """The largest axis that `fsdp` divides is split over it (the last of equal ones); small arrays
-    are replicated."""
+    """Splits the largest axis that `fsdp` divides (the last of equals); replicates small arrays."""
     parts = mesh.shape["fsdp"]
     axes = [i for i, n in enumerate(shape) if n % parts == 0]
     if parts == 1 or not axes or np.prod(shape) < SMALL:

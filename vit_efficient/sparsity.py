@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 
 class Sparsity(NamedTuple):
-    """`init(params, key) -> masks` (bool, `None` where nothing is masked), `apply(params, masks) ->
-    params`, `update(params, masks, gradients, signals, step, key) -> masks` at the steps of a
-    topology phase."""
+    """`init(params, key) -> masks` (bool, `None` where nothing is masked),
+    `apply(params, masks) -> params`, and for the steps of a topology phase
+    `update(params, masks, gradients, signals, step, key) -> masks`."""
     init: Callable
     apply: Callable
     update: Callable
@@ -14,7 +14,8 @@ class Sparsity(NamedTuple):
 
 def dense() -> Sparsity:
     """Every weight trains."""
-    return Sparsity(lambda params, key: {}, lambda params, masks: params, lambda params, masks, *_: masks)
+    return Sparsity(lambda params, key: {}, lambda params, masks: params,
+                    lambda params, masks, *_: masks)
 
 
 VARIANTS = {"dense": dense}

@@ -1,5 +1,4 @@
-"""The train state: everything that decides the future of a run, and the only file that names its
-fields."""
+"""The train state: all that decides the future of a run; the only file that names its fields."""
 from flax import struct
 import jax
 import jax.numpy as jnp

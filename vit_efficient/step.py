@@ -1,8 +1,6 @@
 """One training step: pure, in the papers' order, its randomness a function of the step number.
-Nothing else knows it.
 
-Device transforms, objective, optimiser, masks, EMA, topology (in its phases only), keep or skip,
-count.
+Device transforms, objective, optimiser, masks, EMA, topology (in its phases only), keep or skip.
 """
 from collections.abc import Callable
 
@@ -18,11 +16,9 @@ from vit_efficient.state import State
 
 
 def accumulated(gradients: Callable, parts: int) -> Callable:
-    """An objective's `gradients` over `parts` slices of the batch in turn, averaged: the memory of
-    one slice.
+    """An objective's `gradients` over `parts` slices of the batch, averaged: the memory of one.
 
-    Every `parts`-th example goes to a slice, so that each device keeps its own share of every
-    slice.
+    Every `parts`-th example goes to a slice, so that each device keeps its own share of each.
     """
     if parts == 1:
         return gradients
@@ -38,17 +34,18 @@ def accumulated(gradients: Callable, parts: int) -> Callable:
 
         collections, (loss, metrics, signals, grads) = jax.lax.scan(
             one, fixed["collections"], (slices, jnp.arange(parts)))
-        aux_type = jax.eval_shape(gradients, params, fixed, jax.tree.map(lambda x: x[0], slices), key)[0][1]
+        first = jax.tree.map(lambda x: x[0], slices)
+        aux_type = jax.eval_shape(gradients, params, fixed, first, key)[0][1]
         mean = lambda tree: jax.tree.map(lambda x: x.mean(0), tree)
         total = jax.tree.map(lambda x: x.sum(0), metrics)
         return (loss.mean(), type(aux_type)(total, collections, mean(signals))), mean(grads)
     return whole
 
 
-def make_step(objective, optimizer: optim.Optimizer, sparsity: Sparsity, phase: Phase, on_device: Callable, *,
-              ema_decay: Rate = 0.0, accumulate: Count = 1, stop_after_skips: Count = 10) -> Callable:
-    """`step(state, frozen, batch) -> (state, metrics)`: to be jitted with `state` donated; no host
-    sync.
+def make_step(objective, optimizer: optim.Optimizer, sparsity: Sparsity, phase: Phase,
+              on_device: Callable, *, ema_decay: Rate = 0.0, accumulate: Count = 1,
+              stop_after_skips: Count = 10) -> Callable:
+    """`step(state, frozen, batch) -> (state, metrics)`, to be jitted with `state` donated.
 
     `frozen` is what never changes (a teacher's weights). Metrics are `(sum, count)`, on the device.
     `ema_decay` 0 is no EMA; the loop ends the run after `stop_after_skips` skipped steps in a row.
@@ -63,14 +60,15 @@ def make_step(objective, optimizer: optim.Optimizer, sparsity: Sparsity, phase: 
         norm = optax.tree.norm(grads)
         params, opt_state = optim.apply(optimizer, grads, state.opt_state, state.params, state.step)
         params, masks = sparsity.apply(params, state.masks), state.masks
-        ema = optax.incremental_update(
-            {"params": params, "collections": aux.collections}, state.ema, 1 - ema_decay) if ema_decay else {}
+        weights = {"params": params, "collections": aux.collections}
+        ema = optax.incremental_update(weights, state.ema, 1 - ema_decay) if ema_decay else {}
         if phase.topology:                              # its own program: other steps pay nothing
             masks = sparsity.update(params, masks, grads, aux.signals, state.step + 1, for_topology)
             params = sparsity.apply(params, masks)
         # A step with an infinite or undefined number leaves no trace but its count.
         good = jnp.isfinite(loss) & jnp.isfinite(norm)
-        after = state.replace(params=params, collections=aux.collections, opt_state=opt_state, ema=ema, masks=masks)
+        after = state.replace(params=params, collections=aux.collections, opt_state=opt_state,
+                              ema=ema, masks=masks)
         state = jax.tree.map(lambda new, old: jnp.where(good, new, old), after, state)
         state = state.replace(step=state.step + 1, skipped=state.skipped + ~good,
                               streak=jnp.where(good, 0, state.streak + 1))

@@ -62,8 +62,8 @@ def first_state(run: Run, checkpoints: Checkpoints) -> tuple[int, states.State]:
         return 0, run.fresh_state()
     start, state, record = found
     if record["extra"] != run.fingerprint():
-        raise ValueError(f"teacher.workdir = {run.config.teacher.workdir}: its weights are not those "
-                         f"that step {start} in {checkpoints.directory} was taught by")
+        raise ValueError(f"teacher.workdir = {run.config.teacher.workdir}: its weights are not "
+                         f"those that step {start} in {checkpoints.directory} was taught by")
     return start, state
 
 

@@ -12,8 +12,7 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def create_model(name: str, **options) -> nn.Module:
-    """The Flax module of that name; `num_classes`, `image_size`, `dtype` and the variant's own
-    keywords.
+    """The Flax module of that name, with `num_classes`, `image_size`, `dtype`, its own keywords.
 
     Raises ValueError for an unknown name or a value that the variant does not allow.
     """

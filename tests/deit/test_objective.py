@@ -18,7 +18,8 @@ CASES = json.loads(str(GOLDEN["config"]))["cases"]
 @pytest.mark.parametrize("case", CASES)
 def test_loss_and_gradient_are_the_authors(case):
     rng, i, temperature = np.random.RandomState(case["seed"]), case["case"], case["temperature"]
-    student, teacher = (np.float32(case["scale"] * rng.standard_normal(case["shape"])) for _ in "st")
+    scale, shape = case["scale"], case["shape"]
+    student, teacher = (np.float32(scale * rng.standard_normal(shape)) for _ in "st")
     loss, grad = jax.value_and_grad(objective.soft_label_loss)(student, teacher, temperature)
     np.testing.assert_allclose(loss, GOLDEN[f"loss_{i}"], rtol=1e-6)
     np.testing.assert_allclose(grad, GOLDEN[f"grad_student_{i}"], atol=1e-7)
@@ -32,13 +33,13 @@ def test_tempered_divergence_is_the_written_out_sum():
     student, teacher, tau = logits(0), logits(1), 3.0
     p, q = (np.exp(x / tau) / np.exp(x / tau).sum(-1, keepdims=True) for x in (teacher, student))
     expected = tau ** 2 / 20 * (p * (np.log(p) - np.log(q))).sum()
-    np.testing.assert_allclose(objective.tempered_divergence(student, teacher, tau), expected, rtol=1e-5)
+    got = objective.tempered_divergence(student, teacher, tau)
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["hard", "soft"])
 def test_distilled_weighs_labels_and_teacher(kind):
-    """The teacher sees only the second output, the labels only the first; weights 1 - alpha and
-    alpha."""
+    """Labels for the first output, weight 1 - alpha; the teacher for the second, weight alpha."""
     heads, signal = (logits(0), logits(1)), logits(2)
     forward = lambda params, fixed, images, key: ((params["a"], params["b"]), {})
     teacher = lambda params, fixed, images, key: (params, {})

@@ -1,4 +1,4 @@
-"""`pytest tests/golden --golden-dir=DIR` checks the fixtures of DIR/<paper>/*.npz, one test a file."""
+"""`pytest tests/golden --golden-dir=DIR` checks DIR/<paper>/*.npz, one test a file."""
 from pathlib import Path
 
 OWN = Path(__file__).parent

@@ -1,4 +1,4 @@
-"""Reads a fixture, and remembers what was read: a number that no check has looked at fails its test.
+"""Reads a fixture and remembers what was read: a number that no check looks at fails its test.
 
 A fixture is an `.npz` of arrays and a JSON text `config`, which says `paper`, `layout` and in
 `inputs` which arrays are given (glob patterns); all others are expected values.
@@ -14,7 +14,7 @@ import numpy as np
 from tests.golden.fill import fill
 
 # How a file was made and what is in it, in words; noise that was measured. Nothing to check.
-DESCRIPTIVE = ("about", "doc", "entries", "fixture", "formula", "kind", "method", "origin",
+DESCRIPTIVE = ("about", "doc", "entries", "fixture", "formula", "kind", "method", "note", "origin",
                "outputs", "rules", "weights", "what")
 
 

@@ -1,8 +1,6 @@
-"""As-ViT (ICLR 2022): a searched four-stage ViT whose stem's stride and dilation set the number of
-tokens.
+"""As-ViT (ICLR 2022): a searched four-stage ViT; the stem's stride sets the number of tokens.
 
-Spec asvit.md sections 2 to 4 and 8.2. Parameters carry the official names; every tokenization
-shares them.
+Spec asvit.md 2 to 4 and 8.2. Parameters carry the official names; every tokenization shares them.
 """
 from functools import partial
 from typing import ClassVar
@@ -25,14 +23,12 @@ EPSILON = 1e-5
 
 
 def auto_dilation(kernel: int, stride: int) -> int:
-    """The dilation with which the stem's kernel covers as many strides as at stride 4 (spec
-    8.2)."""
+    """The dilation at which the stem's kernel spans as many strides as at stride 4 (spec 8.2)."""
     return max(1, (kernel * stride // 4 - 1) // (kernel - 1))
 
 
 def same_padding(side: int, kernel: int, stride: int, dilation: int = 1) -> tuple[int, int]:
-    """Zeros before and after an axis of `side`, so that `ceil(side / stride)` outputs fit
-    (TensorFlow's SAME)."""
+    """Zeros before and after an axis so that `ceil(side / stride)` outputs fit (XLA's SAME)."""
     extent = (kernel - 1) * dilation + 1
     total = max((-(-side // stride) - 1) * stride + extent - side, 0)
     return total // 2, total - total // 2
@@ -52,18 +48,18 @@ def largest_split(split: int, side: int) -> int:
 
 
 def patches(grid: jax.Array, kernel: int) -> jax.Array:
-    """Patches at stride 2, zero-padded, channel first: [B, r, r, d] -> [B, ceil(r/2)^2, d *
-    kernel^2] (spec 2.3)."""
+    """Patches at stride 2, zero-padded, their values channel first (spec 2.3):
+    [B, r, r, d] -> [B, ceil(r/2)^2, d * kernel^2]."""
     r = grid.shape[1]
     pad, out = same_padding(r, kernel, 2), -(-r // 2)
     grid = jnp.pad(grid, ((0, 0), pad, pad, (0, 0)))
-    rows = [grid[:, i:i + 2 * out - 1:2, j:j + 2 * out - 1:2] for i in range(kernel) for j in range(kernel)]
-    return jnp.stack(rows, -1).reshape(grid.shape[0], out * out, -1)
+    end = 2 * out - 1
+    parts = [grid[:, i:i + end:2, j:j + end:2] for i in range(kernel) for j in range(kernel)]
+    return jnp.stack(parts, -1).reshape(grid.shape[0], out * out, -1)
 
 
 class Stem(nn.Module):
-    """Image [B, H, W, 3] -> tokens [B, N, C]: a convolution of any stride and dilation, then a norm
-    (spec 2.1, 8.2)."""
+    """Images [B, S, S, 3] -> tokens [B, N, C]: a convolution, then a norm (spec 2.1, 8.2)."""
     width: int
     kernel: int
     norm: bool
@@ -91,18 +87,20 @@ class Block(nn.Module):
         B, N, D = x.shape
         side = round(N ** 0.5)
         split = largest_split(self.split, side)
+        w = side // split
         windows = LayerNorm(EPSILON, dtype=self.dtype, name="norm1")(x)
         if split > 1:
-            windows = windows.reshape(B, split, side // split, split, side // split, D).swapaxes(2, 3)
-            windows = windows.reshape(B * split ** 2, -1, D)
-        out = Attention(self.num_heads, D // self.num_heads, self.qk_scale, self.qkv_bias, self.dtype,
-                        name="attn")(windows)
+            windows = windows.reshape(B, split, w, split, w, D).swapaxes(2, 3)
+            windows = windows.reshape(B * split ** 2, w * w, D)
+        out = Attention(self.num_heads, D // self.num_heads, self.qk_scale, self.qkv_bias,
+                        self.dtype, name="attn")(windows)
         if split > 1:
-            out = out.reshape(B, split, split, side // split, side // split, D).swapaxes(2, 3).reshape(B, N, D)
+            out = out.reshape(B, split, split, w, w, D).swapaxes(2, 3).reshape(B, N, D)
         x = x + drop_path(self, out, rate, train)
         for m in range(self.num_mlps):
-            normed = LayerNorm(EPSILON, dtype=self.dtype, name=f"mlps_{m}_0")(x)
-            x = x + drop_path(self, Mlp(D * self.mlp_ratio, self.dtype, name=f"mlps_{m}_1")(normed), rate, train)
+            out = LayerNorm(EPSILON, dtype=self.dtype, name=f"mlps_{m}_0")(x)
+            out = Mlp(D * self.mlp_ratio, self.dtype, name=f"mlps_{m}_1")(out)
+            x = x + drop_path(self, out, rate, train)
         return x
 
 
@@ -120,7 +118,8 @@ class Merge(nn.Module):
         side = round(x.shape[1] ** 0.5)
         x = patches(x.reshape(x.shape[0], side, side, -1), self.kernel)
         x = LayerNorm(EPSILON, dtype=self.dtype, name="norm")(x)
-        return nn.Dense(self.width, use_bias=False, dtype=self.dtype, kernel_init=nn.initializers.normal(0.02),
+        init = nn.initializers.normal(0.02)
+        return nn.Dense(self.width, use_bias=False, dtype=self.dtype, kernel_init=init,
                         name="reduction")(x)
 
 
@@ -136,7 +135,8 @@ class Stage(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
         """Tokens -> (tokens of this grid, tokens for the next stage)."""
-        x = run_blocks(self, Block, dict(self.block), x, list(self.rates), train, scan=self.scan, remat=self.remat)
+        x = run_blocks(self, Block, dict(self.block), x, list(self.rates), train,
+                       scan=self.scan, remat=self.remat)
         return x, Merge(*self.merge, self.dtype, name="downsample")(x) if self.merge else x
 
 
@@ -163,8 +163,8 @@ class AsViT(nn.Module):
     knobs: ClassVar[tuple[str, ...]] = ("stride", "dilation")
     no_decay: ClassVar[tuple[str, ...]] = ("absolute_pos_embed",)
     order: ClassVar[tuple[str, ...]] = (
-        "absolute_pos_embed", "patch_embed", "layers", "blocks", "norm1", "attn", "qkv", "proj", "mlps",
-        "fc1", "fc2", "downsample", "reduction", "norm", "head")
+        "absolute_pos_embed", "patch_embed", "layers", "blocks", "norm1", "attn", "qkv", "proj",
+        "mlps", "fc1", "fc2", "downsample", "reduction", "norm", "head")
     optional: ClassVar[dict[str, str]] = {"absolute_pos_embed": "ape"}
     container: ClassVar[str] = ""           # official files are bare state_dicts (spec 10)
 
@@ -175,23 +175,24 @@ class AsViT(nn.Module):
     @nn.compact
     def features(self, images: jax.Array, *, train: bool = False, stride: int = 4,
                  dilation: int | None = None) -> dict:
-        """`logits` [B, K]; `pooled_norm` [B, D], the head's input; `pooled_raw` [B, D], the same
-        without the last norm (what the training-free measurements use); `grids`, the four stages'
-        outputs [B, r, r, d]."""
+        """`logits` [B, K]; `pooled_norm` [B, D], the head's input; `pooled_raw` [B, D], without the
+        last norm (for the training-free measurements); `grids`, each stage's [B, r, r, d]."""
         arch, init = self.arch, nn.initializers.normal(0.02)
         x = Stem(arch.width, arch.kernels[0], self.patch_norm, self.dtype, name="patch_embed")(
             images.astype(self.dtype), stride, dilation or auto_dilation(arch.kernels[0], stride))
         if self.ape:
-            table = self.param("absolute_pos_embed", init, (1, (self.image_size // 4) ** 2, arch.width))
+            shape = (1, (self.image_size // 4) ** 2, arch.width)
+            table = self.param("absolute_pos_embed", init, shape)
             x = x + resize_table(table, round(x.shape[1] ** 0.5)).astype(self.dtype)
         rates, grids = linear_rates(self.drop_path, sum(arch.depths)), []
         for i, depth in enumerate(arch.depths):
-            block = dict(num_heads=arch.num_heads[i], split=arch.splits[i], mlp_ratio=arch.mlp_ratios[i],
-                         num_mlps=self.num_mlps[i], qkv_bias=self.qkv_bias, qk_scale=self.qk_scale, dtype=self.dtype)
+            block = dict(num_heads=arch.num_heads[i], split=arch.splits[i],
+                         mlp_ratio=arch.mlp_ratios[i], num_mlps=self.num_mlps[i],
+                         qkv_bias=self.qkv_bias, qk_scale=self.qk_scale, dtype=self.dtype)
             merge = (arch.widths[i + 1], arch.kernels[i + 1]) if i < 3 else None
             first = sum(arch.depths[:i])
-            grid, x = Stage(block, tuple(rates[first:first + depth]), merge, self.scan, self.remat, self.dtype,
-                            name=f"layers_{i}")(x, train)
+            grid, x = Stage(block, tuple(rates[first:first + depth]), merge, self.scan, self.remat,
+                            self.dtype, name=f"layers_{i}")(x, train)
             side = round(grid.shape[1] ** 0.5)
             grids.append(grid.reshape(-1, side, side, grid.shape[-1]))
         # means over tokens and the classifier in float32
@@ -200,12 +201,15 @@ class AsViT(nn.Module):
         out = jnp.tanh(nn.Dense(arch.widths[3], kernel_init=init, name="head_0")(pooled))
         if self.num_classes:
             out = nn.Dense(self.num_classes, kernel_init=init, name="head_2")(out)
-        return {"logits": out, "pooled_norm": pooled, "pooled_raw": x.mean(1), "grids": tuple(grids)}
+        return {"logits": out, "pooled_norm": pooled, "pooled_raw": x.mean(1),
+                "grids": tuple(grids)}
 
     @staticmethod
     def resize(table: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         """The position table for a model of another image size (spec 13): as for other strides."""
-        if len(shape) != 3 or table.ndim != 3 or any(round(n ** 0.5) ** 2 != n for n in (table.shape[1], shape[1])):
+        square = table.ndim == len(shape) == 3 and all(
+            round(n ** 0.5) ** 2 == n for n in (table.shape[1], shape[1]))
+        if not square:
             raise ValueError(f"{table.shape} and {shape} are no position tables on square grids")
         return resize_table(table, round(shape[1] ** 0.5))
 
@@ -218,24 +222,30 @@ class AsViT(nn.Module):
             n, inner, window = r * r, d // h * h, r // largest_split(arch.splits[i], r)
             block = (n * d * 3 * inner + 2 * n * window ** 2 * inner + n * inner * d
                      + self.num_mlps[i] * 2 * n * d * d * arch.mlp_ratios[i])
-            merge = sides[i + 1] ** 2 * arch.kernels[i + 1] ** 2 * d * arch.widths[i + 1] if i < 3 else 0
-            counts[f"layers_{i}"] = depth * block + merge
+            counts[f"layers_{i}"] = depth * block
+            if i < 3:
+                patch = arch.kernels[i + 1] ** 2 * d
+                counts[f"layers_{i}"] += sides[i + 1] ** 2 * patch * arch.widths[i + 1]
         D = arch.widths[3]
         # The official counter sees two average poolings, one for each of the pooled vectors.
-        return counts | {"pool": 2 * (sides[3] ** 2 + 1) * D, "head_0": D * D, "head_2": D * self.num_classes}
+        return counts | {"pool": 2 * (sides[3] ** 2 + 1) * D,
+                         "head_0": D * D, "head_2": D * self.num_classes}
 
 
-def asvit(num_classes: int = 1000, image_size: int = 224, dtype: str = "float32", *, arch: str, ape: bool = False,
-          patch_norm: bool = True, qkv_bias: bool = True, qk_scale: Positive | None = None,
-          num_mlps: tuple[Count, Count, Count, Count] = (1, 1, 1, 1), drop_path: Rate = 0.1, scan: bool = False,
-          remat: bool = False) -> AsViT:
-    """As-ViT of any architecture string; the options are the official constructor's (spec 2). `ape`
-    adds the position table that the published accuracies very probably had (spec 3); search and
-    growth go without."""
+def asvit(num_classes: int = 1000, image_size: int = 224, dtype: str = "float32", *, arch: str,
+          ape: bool = False, patch_norm: bool = True, qkv_bias: bool = True,
+          qk_scale: Positive | None = None,
+          num_mlps: tuple[Count, Count, Count, Count] = (1, 1, 1, 1), drop_path: Rate = 0.1,
+          scan: bool = False, remat: bool = False) -> AsViT:
+    """As-ViT of any architecture string; the options are the official constructor's (spec 2).
+
+    `ape` adds the position table that the published accuracies very probably had (spec 3); search
+    and growth go without.
+    """
     parsed = topology.parse(arch)
     topology.check_grid(arch, parsed.splits, image_size)
-    return AsViT(parsed, num_classes, image_size, ape, patch_norm, qkv_bias, qk_scale, tuple(num_mlps), drop_path, scan,
-                 remat, jnp.dtype(dtype))
+    return AsViT(parsed, num_classes, image_size, ape, patch_norm, qkv_bias, qk_scale,
+                 tuple(num_mlps), drop_path, scan, remat, jnp.dtype(dtype))
 
 
 VARIANTS = {

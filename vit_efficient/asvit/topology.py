@@ -1,13 +1,14 @@
-"""As-ViT's architecture strings (spec asvit.md 1):
-`K1,S1,E1[,L1]|K2,S2,E2[,L2]|K3,..|K4,..|H[,C]`."""
+"""As-ViT's architecture strings, `K1,S1,E1[,L1]|K2,S2,E2[,L2]|K3,..|K4,..|H[,C]`.
+
+Spec asvit.md section 1.
+"""
 from typing import NamedTuple
 
 MAX_WIDTH = 1024        # a part of the model: As-ViT-Large runs into it
 
 
 class Topology(NamedTuple):
-    """Kernel, split, MLP ratio and depth of each of the four stages; heads of the last stage; width
-    of the first."""
+    """Kernel, split, MLP ratio and depth of each stage; heads of the last, width of the first."""
     kernels: tuple[int, ...]
     splits: tuple[int, ...]
     mlp_ratios: tuple[int, ...]
@@ -27,17 +28,18 @@ class Topology(NamedTuple):
 
     def __str__(self) -> str:
         stages = zip(self.kernels, self.splits, self.mlp_ratios, self.depths)
-        return "|".join(",".join(map(str, stage)) for stage in stages) + f"|{self.heads},{self.width}"
+        fields = [*stages, (self.heads, self.width)]
+        return "|".join(",".join(map(str, field)) for field in fields)
 
 
 def parse(arch: str) -> Topology:
-    """The topology of a string. Without any depth all are 1, without a width it is 32, as in the
-    official code.
+    """The topology of a string; as in the official code, depths default to 1 and the width to 32.
 
     Raises ValueError naming the string, the field and what it may be (spec asvit.md 13).
     """
     def wrong(text: str):
-        return ValueError(f"model.arch = {arch}: {text}; the form is K,S,E[,L]|K,S,E[,L]|K,S,E[,L]|K,S,E[,L]|H[,C]")
+        form = 4 * "K,S,E[,L]|" + "H[,C]"
+        return ValueError(f"model.arch = {arch}: {text}; the form is {form}")
 
     fields = arch.split("|")
     if len(fields) != 5:
@@ -54,12 +56,13 @@ def parse(arch: str) -> Topology:
     *stages, last = numbers
     if len({len(stage) for stage in stages}) > 1:
         raise wrong("some stages have a depth L and some do not, give all or none")
-    kernels, splits, ratios, depths = zip(*(stage if len(stage) == 4 else [*stage, 1] for stage in stages))
-    made = Topology(kernels, splits, ratios, depths, last[0], last[1] if len(last) == 2 else 32)
-    if kernels[0] < 4:
-        raise wrong(f"K1 = {kernels[0]}, a kernel below the stride of 4 drops pixels")
-    if min(kernels[1:]) < 2:
-        raise wrong(f"K{2 + kernels[1:].index(min(kernels[1:]))} = {min(kernels[1:])}, a merging kernel is at least 2")
+    lists = zip(*(stage if len(stage) == 4 else [*stage, 1] for stage in stages))
+    made = Topology(*lists, last[0], last[1] if len(last) == 2 else 32)
+    first, *merging = made.kernels
+    if first < 4:
+        raise wrong(f"K1 = {first}, a kernel below the stride of 4 drops pixels")
+    if (least := min(merging)) < 2:
+        raise wrong(f"K{2 + merging.index(least)} = {least}, a merging kernel is at least 2")
     if made.heads % 8:
         raise wrong(f"H = {made.heads}, it must be a multiple of 8 (stage 1 has H / 8 heads)")
     for i, (heads, width) in enumerate(zip(made.num_heads, made.widths)):
@@ -69,14 +72,15 @@ def parse(arch: str) -> Topology:
 
 
 def check_grid(arch: str, splits: tuple[int, ...], image_size: int) -> None:
-    """Raises ValueError unless the four grids of the finest tokenization are whole and divided by
-    their splits."""
+    """Raises ValueError unless the finest four grids are whole and their splits divide them."""
     if image_size % 32:
         near = max(round(image_size / 32), 1) * 32
-        raise ValueError(f"data.image_size = {image_size}: As-ViT needs a multiple of 32, the nearest is {near}")
+        raise ValueError(f"data.image_size = {image_size}: As-ViT needs a multiple of 32, "
+                         f"the nearest is {near}")
     for i, split in enumerate(splits):
         side = image_size // (4 * 2 ** i)
         if side % split:
             allowed = [n for n in range(1, side + 1) if side % n == 0]
-            raise ValueError(f"model.arch = {arch}: stage {i + 1} has a grid of {side} x {side} at data.image_size = "
-                             f"{image_size}, a split of {split} does not divide it; allowed: {allowed}")
+            raise ValueError(f"model.arch = {arch}: stage {i + 1} has a grid of {side} x {side} at "
+                             f"data.image_size = {image_size}, a split of {split} does not divide "
+                             f"it; allowed: {allowed}")

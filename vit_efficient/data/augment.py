@@ -1,5 +1,4 @@
-"""Config group `augment`: what happens to an image between its source and the model, on the host
-and on the device."""
+"""Config group `augment`: what happens to an image on the host and on the device."""
 from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Literal, NamedTuple

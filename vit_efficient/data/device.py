@@ -1,5 +1,4 @@
-"""Transforms of a batch on the device: pure functions `(batch, key) -> batch`, the first thing in
-a compiled step."""
+"""Transforms of a batch inside the compiled step: pure functions `(batch, key) -> batch`."""
 import jax
 import jax.numpy as jnp
 

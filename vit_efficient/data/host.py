@@ -15,8 +15,7 @@ FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BIL
 def train(image: np.ndarray, size: int, rng: np.random.Generator, *, crop: str,
           scale: tuple[float, float], ratio: tuple[float, float], flip: float,
           interpolation: str) -> np.ndarray:
-    """A random crop (the whole image, if `crop` is "resize") resized to the square, then maybe
-    mirrored."""
+    """A random crop (with `crop="resize"` the whole image) resized to a square, maybe mirrored."""
     if crop == "random_resized":
         top, left, height, width = crop_box(*image.shape[:2], scale, ratio, rng)
         image = image[top:top + height, left:left + width]

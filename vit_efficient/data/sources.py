@@ -1,5 +1,4 @@
-"""Config group `data`: where images and labels come from. A source is indexed, so that any step can
-be computed."""
+"""Config group `data`: where images and labels come from; indexed, so that any step can be had."""
 import os
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol

@@ -1,5 +1,7 @@
-"""DeiT, plain and distilled: the ground of Scala, DVT and SViTE (spec svite.md 2, scala.md 2 at
-ratio 1)."""
+"""DeiT, plain and distilled: the ground of Scala, DVT and SViTE.
+
+Spec svite.md section 2, scala.md section 2 at ratio 1.
+"""
 from functools import partial
 from typing import ClassVar
 
@@ -37,9 +39,10 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, rate: float | jax.Array, train: bool) -> jax.Array:
         norm = partial(LayerNorm, EPSILON, dtype=self.dtype)
-        x = x + drop_path(self, Attention(self.num_heads, dtype=self.dtype, name="attn")(norm(name="norm1")(x)), rate, train)
-        hidden = int(x.shape[-1] * self.mlp_ratio)
-        return x + drop_path(self, Mlp(hidden, self.dtype, name="mlp")(norm(name="norm2")(x)), rate, train)
+        attention = Attention(self.num_heads, dtype=self.dtype, name="attn")
+        x = x + drop_path(self, attention(norm(name="norm1")(x)), rate, train)
+        mlp = Mlp(int(x.shape[-1] * self.mlp_ratio), self.dtype, name="mlp")
+        return x + drop_path(self, mlp(norm(name="norm2")(x)), rate, train)
 
 
 class DeiT(nn.Module):
@@ -69,16 +72,19 @@ class DeiT(nn.Module):
     optional: ClassVar[dict[str, str]] = {"dist_token": "distilled", "head_dist": "distilled"}
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array | tuple[jax.Array, jax.Array]:
+    def __call__(self, images: jax.Array, *,
+                 train: bool = False) -> jax.Array | tuple[jax.Array, jax.Array]:
         B, D, init = images.shape[0], self.width, nn.initializers.normal(0.02)
         if images.shape[1:3] != (self.image_size,) * 2:
-            raise ValueError(f"images of {images.shape[1]} x {images.shape[2]} pixels: this model was made for "
-                             f"image_size = {self.image_size}")
-        x = PatchEmbed(D, self.patch_size, self.dtype, name="patch_embed")(images.astype(self.dtype))
+            raise ValueError(f"images of {images.shape[1]} x {images.shape[2]} pixels: this model "
+                             f"was made for image_size = {self.image_size}")
+        embed = PatchEmbed(D, self.patch_size, self.dtype, name="patch_embed")
+        x = embed(images.astype(self.dtype))
         names = ["cls_token", "dist_token"] if self.distilled else ["cls_token"]
         prefix = [self.param(name, init, (1, 1, D)).astype(self.dtype) for name in names]
         table = self.param("pos_embed", init, (1, x.shape[1] + len(prefix), D))
-        x = jnp.concatenate([*(jnp.broadcast_to(token, (B, 1, D)) for token in prefix), x], 1) + table.astype(self.dtype)
+        x = jnp.concatenate([*(jnp.broadcast_to(token, (B, 1, D)) for token in prefix), x], 1)
+        x = x + table.astype(self.dtype)
         block = dict(num_heads=self.num_heads, mlp_ratio=self.mlp_ratio, dtype=self.dtype)
         x = run_blocks(self, Block, block, x, linear_rates(self.drop_path, self.depth), train,
                        scan=self.scan, remat=self.remat)
@@ -94,8 +100,7 @@ class DeiT(nn.Module):
         return tuple(heads) if train else (heads[0] + heads[1]) / 2
 
     def macs(self) -> dict[str, int]:
-        """Multiply-adds of one image by part: convolution, linear layers, both attention products
-        (spec scala.md 3)."""
+        """Multiply-adds of one image by part, attention products included (spec scala.md 3)."""
         D, heads = self.width, 2 if self.distilled else 1
         P = (self.image_size // self.patch_size) ** 2
         N, hidden = P + heads, int(D * self.mlp_ratio)
@@ -105,19 +110,22 @@ class DeiT(nn.Module):
         return counts | ({"head_dist": D * self.num_classes} if self.distilled else {})
 
 
-def deit(num_classes: int = 1000, image_size: int = 224, dtype: str = "float32", *, width: Count = 384,
-         depth: Count = 12, num_heads: Count = 6, patch_size: Count = 16, distilled: bool = False,
-         drop_path: Rate = 0.1, scan: bool = False, remat: bool = False) -> DeiT:
-    """A DeiT of any size; `num_heads` divides `width` and `patch_size` the image's side, else
-    ValueError."""
+def deit(num_classes: int = 1000, image_size: int = 224, dtype: str = "float32", *,
+         width: Count = 384, depth: Count = 12, num_heads: Count = 6, patch_size: Count = 16,
+         distilled: bool = False, drop_path: Rate = 0.1, scan: bool = False,
+         remat: bool = False) -> DeiT:
+    """A DeiT of any size.
+
+    Raises ValueError unless `num_heads` divides `width` and `patch_size` the image's side.
+    """
     if width % num_heads:
         raise ValueError(f"model.num_heads = {num_heads}: must divide model.width = {width}")
     if image_size % patch_size:
         near = max(round(image_size / patch_size), 1) * patch_size
-        raise ValueError(f"data.image_size = {image_size}: must be a multiple of model.patch_size = {patch_size}, "
-                         f"the nearest is {near}")
-    return DeiT(width, depth, num_heads, num_classes, image_size, patch_size, distilled=distilled, drop_path=drop_path,
-                scan=scan, remat=remat, dtype=jnp.dtype(dtype))
+        raise ValueError(f"data.image_size = {image_size}: must be a multiple of "
+                         f"model.patch_size = {patch_size}, the nearest is {near}")
+    return DeiT(width, depth, num_heads, num_classes, image_size, patch_size, distilled=distilled,
+                drop_path=drop_path, scan=scan, remat=remat, dtype=jnp.dtype(dtype))
 
 
 _SIZES = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12)}

@@ -1,5 +1,4 @@
-"""Distillation, as DeiT and SReT do it. (MEAL V2 style: soft labels alone; DeiT: a second head
-follows the teacher.)"""
+"""Distillation: SReT takes soft labels alone (as MEAL V2), in DeiT a head follows the teacher."""
 from collections.abc import Callable
 from typing import Literal
 
@@ -20,29 +19,31 @@ def soft_label_loss(student: jax.Array, teacher: jax.Array, temperature: float =
 
 
 def hard_label_loss(student: jax.Array, teacher: jax.Array) -> jax.Array:
-    """Mean cross-entropy of the student with the teacher's likeliest class; [B, K] each -> float32
-    []."""
-    return optax.softmax_cross_entropy_with_integer_labels(student.astype(jnp.float32), teacher.argmax(-1)).mean()
+    """Mean cross-entropy with the teacher's likeliest class; [B, K] each -> float32 []."""
+    student, label = student.astype(jnp.float32), teacher.argmax(-1)
+    return optax.softmax_cross_entropy_with_integer_labels(student, label).mean()
 
 
 def tempered_divergence(student: jax.Array, teacher: jax.Array, temperature: float) -> jax.Array:
     """DeiT's soft loss: tau^2 / (B K) sum_bk KL terms of the tempered log-probabilities (spec
     scala.md 5.3: element mean); [B, K] each -> float32 []."""
-    student, teacher = (jax.nn.log_softmax(x.astype(jnp.float32) / temperature) for x in (student, teacher))
+    student, teacher = (jax.nn.log_softmax(x.astype(jnp.float32) / temperature)
+                        for x in (student, teacher))
     return (jnp.exp(teacher) * (teacher - student)).sum() * temperature ** 2 / student.size
 
 
 def teacher_logits(teacher: Callable, fixed: dict, images: jax.Array) -> jax.Array:
-    """The teacher's outputs, in evaluation mode; its weights come in `fixed`, never from a
-    closure."""
+    """The teacher's outputs in evaluation mode; its weights come in `fixed`, never in a closure."""
     collections = {name: value for name, value in fixed["teacher"].items() if name != "params"}
-    return teacher(fixed["teacher"]["params"], fixed | {"collections": collections}, images, None)[0]
+    fixed = fixed | {"collections": collections}
+    return teacher(fixed["teacher"]["params"], fixed, images, None)[0]
 
 
 def require(teacher: Callable | None, name: str) -> None:
     """Raises ValueError where the objective `name` was configured without a teacher."""
     if teacher is None:
-        raise ValueError(f"objective.name = {name}: needs a teacher, set teacher.workdir to the workdir of its run")
+        raise ValueError(f"objective.name = {name}: needs a teacher, "
+                         "set teacher.workdir to the workdir of its run")
 
 
 def soft_labels(forward: Callable, phase: Phase, teacher: Callable | None, *,
@@ -59,11 +60,10 @@ def soft_labels(forward: Callable, phase: Phase, teacher: Callable | None, *,
     return Objective(jax.value_and_grad(loss, has_aux=True), one_classifier)
 
 
-def distilled(forward: Callable, phase: Phase, teacher: Callable | None, *, label_smoothing: Rate = 0.1,
-              kind: Literal["hard", "soft"] = "hard", alpha: Fraction = 0.5,
-              temperature: Positive = 1.0) -> Objective:
-    """DeiT's distillation (spec scala.md 5.3): `(1 - alpha) CE(class head, labels) + alpha teacher
-    term`.
+def distilled(forward: Callable, phase: Phase, teacher: Callable | None, *,
+              label_smoothing: Rate = 0.1, kind: Literal["hard", "soft"] = "hard",
+              alpha: Fraction = 0.5, temperature: Positive = 1.0) -> Objective:
+    """DeiT's distillation (spec scala.md 5.3): `(1 - alpha) CE(class head, labels) + alpha term`.
 
     The term is cross-entropy with the teacher's likeliest class (`hard`) or the tempered divergence
     (`soft`), both on the second output of a distilled model.
@@ -75,7 +75,8 @@ def distilled(forward: Callable, phase: Phase, teacher: Callable | None, *, labe
         (logits, second), collections = forward(params, fixed, batch["image"], key)
         target = soft_targets(batch["label"], logits.shape[-1], label_smoothing)
         base = optax.softmax_cross_entropy(logits, target).mean()
-        term = hard_label_loss(second, signal) if kind == "hard" else tempered_divergence(second, signal, temperature)
+        term = (hard_label_loss(second, signal) if kind == "hard"
+                else tempered_divergence(second, signal, temperature))
         right = hits(logits, batch["label"])
         return ((1 - alpha) * base + alpha * term,
                 Aux({"top1": (right.sum(), right.size), "teacher_loss": (term, 1.0)}, collections))

@@ -1,5 +1,4 @@
-"""Stacks of equal blocks: stochastic depth, rematerialisation, and a scan in place of an unrolled
-loop."""
+"""Stacks of equal blocks: stochastic depth, rematerialisation, a scan in place of a loop."""
 from typing import Any
 
 from flax import linen as nn
@@ -7,27 +6,27 @@ import jax
 import jax.numpy as jnp
 
 
-def drop_path(module: nn.Module, branch: jax.Array, rate: jax.Array | float, train: bool) -> jax.Array:
+def drop_path(module: nn.Module, branch: jax.Array, rate: jax.Array | float,
+              train: bool) -> jax.Array:
     """Stochastic depth: drops a residual branch [B, ...] whole for a sample with probability
     `rate`, and divides the kept ones by `1 - rate`. The identity in evaluation and at rate 0."""
     if not train or isinstance(rate, float) and rate == 0:
         return branch
     keep = 1 - rate
-    kept = jax.random.bernoulli(module.make_rng("dropout"), keep, (branch.shape[0],) + (1,) * (branch.ndim - 1))
+    shape = (branch.shape[0],) + (1,) * (branch.ndim - 1)
+    kept = jax.random.bernoulli(module.make_rng("dropout"), keep, shape)
     return jnp.where(kept, branch / jnp.asarray(keep, branch.dtype), jnp.zeros((), branch.dtype))
 
 
 def linear_rates(last: float, depth: int) -> list[float]:
-    """The drop-path rates of all blocks of a model: linear from 0 in the first to `last` in the
-    last one."""
+    """The drop-path rates of a model's blocks: linear from 0 in the first to `last` in the last."""
     return [last * i / max(depth - 1, 1) for i in range(depth)]
 
 
 def run_blocks(parent: nn.Module, block_type: type[nn.Module], fields: dict, x: jax.Array,
                rates: list[float], train: bool, *, shared: Any = None, own: Any = None,
                scan: bool = False, remat: bool = False) -> Any:
-    """Runs the blocks `blocks_0` ... of `parent`, one a rate: `block_type(**fields)(x, rate, train)
-    -> x`.
+    """Runs `parent`'s `blocks_0` ..., one a rate: `block_type(**fields)(x, rate, train) -> x`.
 
     Each block's parameters are stored under its own name. `scan` stacks them inside the step and
     compiles one block (faster to compile, and faster on a CPU; a TPU prefers the unrolled loop);
@@ -45,8 +44,8 @@ def run_blocks(parent: nn.Module, block_type: type[nn.Module], fields: dict, x: 
             x, output = pair(made(**fields, name=name)(x, rate, train, *given(mine)))
             outputs.append(output)
         return (x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)) if extended else x
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves),
-                           *(parent.variables["params"][name] for name in names))
+    weights = [parent.variables["params"][name] for name in names]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *weights)
     block, dropping = block_type(**fields, parent=None), any(rates)
     # Blocks may drop units at a drop-path rate of zero as well.
     random = train and (dropping or parent.has_rng("dropout"))

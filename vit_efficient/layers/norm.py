@@ -3,6 +3,5 @@ from functools import partial
 
 from flax import linen as nn
 
-# Two passes for the variance: the mean of squares minus the squared mean loses digits where the
-# mean is large.
+# Two passes for the variance: mean of squares minus squared mean loses digits where it is large.
 LayerNorm = partial(nn.LayerNorm, use_fast_variance=False)

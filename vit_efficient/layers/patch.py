@@ -7,15 +7,19 @@ import jax.numpy as jnp
 def torch_conv_init(fan_in: int) -> nn.initializers.Initializer:
     """Uniform in +-1/sqrt(fan_in), torch's default for a convolution's weight and bias alike."""
     bound = fan_in ** -0.5
-    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+    def init(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+    return init
 
 
-def conv(features: int, kernel: int, stride: int, padding: tuple[int, int] = (0, 0), dilation: int = 1,
-         channels: int = 3, dtype: jnp.dtype = jnp.float32, name: str = "proj") -> nn.Conv:
+def conv(features: int, kernel: int, stride: int, padding: tuple[int, int] = (0, 0),
+         dilation: int = 1, channels: int = 3, dtype: jnp.dtype = jnp.float32,
+         name: str = "proj") -> nn.Conv:
     """A square convolution with bias: images [B, H, W, channels] -> [B, H', W', features]."""
     init = torch_conv_init(channels * kernel ** 2)
-    return nn.Conv(features, (kernel, kernel), (stride, stride), (padding, padding), kernel_dilation=dilation,
-                   kernel_init=init, bias_init=init, dtype=dtype, name=name)
+    return nn.Conv(features, (kernel, kernel), (stride, stride), (padding, padding),
+                   kernel_dilation=dilation, kernel_init=init, bias_init=init, dtype=dtype,
+                   name=name)
 
 
 def tokens(grid: jax.Array) -> jax.Array:

@@ -5,8 +5,7 @@ import numpy as np
 
 
 def resize_table(table: jax.Array, side: int) -> jax.Array:
-    """A square table [1, R * R, D] on a grid of `side`: [1, side * side, D]; gradients flow
-    through.
+    """A square table [1, R * R, D] on a grid of `side`: [1, side * side, D]; differentiable.
 
     A coarser grid that divides R gets block means, any other grid bilinear interpolation with
     half-pixel centres and without antialiasing (spec asvit.md 8.2).
@@ -19,7 +18,8 @@ def resize_table(table: jax.Array, side: int) -> jax.Array:
         block = fine // side
         return table.reshape(1, side, block, side, block, D).mean((2, 4)).reshape(1, side * side, D)
     grid = table.reshape(1, fine, fine, D)
-    return jax.image.resize(grid, (1, side, side, D), "bilinear", antialias=False).reshape(1, side * side, D)
+    grid = jax.image.resize(grid, (1, side, side, D), "bilinear", antialias=False)
+    return grid.reshape(1, side * side, D)
 
 
 def resize_bicubic(table: jax.Array, side: int, prefix: int = 0) -> jax.Array:

@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Installs what the tests need into a virtual environment of their own, and runs them.
+#   bash launch/test.sh [--lane=py311|newest|colab] [--torch] [--checkpoints=DIR] [arguments of pytest]
+# py311 (default) runs all tests on Python 3.11; newest (Python 3.12 or later, newest JAX) and colab
+# (Google Colab's package list, JAX 0.7.2) leave out the slow ones. --torch installs PyTorch, without
+# which the comparisons with it are skipped. --checkpoints=DIR runs no tests: it writes this lane's
+# checkpoint to DIR and opens those that other lanes have written there.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/python.sh
+
+lane=py311 folder="" torch="" packages=(requirements.txt tests/requirements.txt) marks="" arguments=()
+for argument in "$@"; do
+  case $argument in
+    --lane=*) lane=${argument#*=} ;;
+    --torch) torch=-torch packages+=(torch==2.13.0) ;;
+    --checkpoints=*) folder=${argument#*=} ;;
+    *) arguments+=("$argument") ;;
+  esac
+done
+case $lane in
+  py311) versions=(3.11) ;;
+  newest | colab) versions=(3.13 3.12) marks="not slow" ;;
+  *) echo "error: --lane=$lane: must be py311, newest or colab" >&2; exit 2 ;;
+esac
+
+python=$(find_python "${versions[@]}")
+venv=.venv-test-$lane$torch
+make_venv "$venv" "$python" "${packages[@]}" "launch/constraints/$lane.txt"
+echo "lane $lane: $("$python" --version)$("$venv/bin/python" -m pip freeze --disable-pip-version-check |
+  sed -nE 's/^(jax|flax|optax|orbax-checkpoint|grain|numpy|torch)==/, \1 /p' | tr -d '\n')"
+export JAX_PLATFORMS=cpu
+if [ -n "$folder" ]; then
+  exec "$venv/bin/python" -m tests.lanes "$folder" "$lane"
+fi
+exec "$venv/bin/python" -m pytest -q -rs --durations=15 -m "$marks" ${arguments[@]+"${arguments[@]}"}

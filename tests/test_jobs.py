@@ -1,0 +1,41 @@
+"""The jobs that measure a config without training it: summary and benchmark."""
+import json
+
+from tests.runs import small_config
+from vit_efficient.benchmark import benchmark
+from vit_efficient.run import assemble
+from vit_efficient.summary import overview, summary
+
+
+def test_summary_adds_up_and_writes_nothing(tmp_path, capsys):
+    config = small_config()
+    rows = summary(config, tmp_path / "run")
+    total = rows.pop("total")
+    for key in "parameters", "macs":
+        assert total[key] == sum(row[key] for row in rows.values())
+    assert total["macs"] == sum(assemble(config).model.macs().values())
+    text = capsys.readouterr().out
+    assert f"{total['parameters']:,}" in text and "layers_0/blocks_0/attn/qkv/kernel" in text
+    assert not (tmp_path / "run").exists()
+
+
+def test_overview_names_the_share_of_each_phase():
+    run = assemble(small_config())
+    coarse, fine = (sum(run.model.macs(stride=s).values()) for s in (16, 4))
+    assert f"({100 * coarse / fine:.1f} %), " in overview(run)
+    assert "44 steps of 64 images on 8 x cpu" in overview(run)
+
+
+def test_benchmark_measures_every_phase_and_the_input(tmp_path, capsys):
+    out = tmp_path / "bench.json"
+    result = benchmark(small_config(), tmp_path / "run", rounds=1, steps=2, input_batches=3,
+                       out=str(out))
+    assert list(result["phases"]) == ["stride 16, dilation 5", "stride 4, dilation 1"]
+    assert json.loads(out.read_text()) == result
+    coarse, fine = result["phases"].values()
+    assert fine["relative_time"] == fine["relative_macs"] == 1 > coarse["relative_macs"]
+    assert all(0 <= row["idle_share"] < 1 and row["images_per_second"] > 0
+               for row in (coarse, fine))
+    assert result["input_images_per_second"] > 0
+    assert "stride 16, dilation 5" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,52 @@
+"""What does not fit together in a config is found when a run is assembled."""
+import pytest
+
+from tests.runs import small_config
+from vit_efficient.run import assemble
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"batch_size": 2000}, "batch_size = 2000: the training set has only 1438 images"),
+    ({"epochs": 0.01}, "epochs = 0.01: less than one step of 64 images"),
+    ({"batch_size": 60}, "batch_size = 60: must be a multiple of 8"),
+    ({"data__image_size": 40}, "data.image_size = 40: As-ViT needs a multiple of 32"),
+    ({"model__arch": "4,1,1|2,1|2,1,1|2,1,1|8"}, "model.arch = .*stage 2"),
+    ({"mesh__fsdp": 3}, "mesh.fsdp = 3: .* 8 devices"),
+    ({"phases__schedule": "p18", "epochs": 4.0}, "phases.schedule = p18: 4 epochs are too few"),
+    ({"objective__name": "soft_labels"}, "objective.name = soft_labels: needs a teacher"),
+    ({"teacher__workdir": "nowhere"}, "nowhere holds no config.json"),
+    ({"data__source": "imagefolder", "data__path": "nowhere"}, "data.path = 'nowhere'")])
+def test_a_config_that_does_not_fit_together_is_refused(changes, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        assemble(small_config(**changes))
+
+
+def test_progressive_needs_a_model_with_a_stride():
+    import vit_efficient
+    config = vit_efficient.config("asvit:digits", {"model.name": "deit", "model.patch_size": 8})
+    with pytest.raises(ValueError, match="phases.name = progressive: needs a model"):
+        assemble(config)
+
+
+@pytest.mark.parametrize("model", ["asvit_small", "deit_small_patch16_224"])
+def test_fsdp_shards_nearly_every_byte_of_the_state(model):
+    """Parameters, moments and EMA of real models: at least 90 % of the bytes, on 8 devices."""
+    from flax import linen as nn
+    import jax
+    import numpy as np
+    from vit_efficient import optim, sharding, state, zoo
+    from vit_efficient.phases import Length
+    from vit_efficient.sparsity import dense
+    made: nn.Module = zoo.create_model(model)
+    optimizer = optim.make_optimizer(Length(64, 8, 1), made.no_decay, lr=1e-3)
+
+    def create():
+        variables = made.init(jax.random.key(0), np.zeros((1, 224, 224, 3), np.float32))
+        return state.create(0, variables, optimizer, dense(), ema=True)
+
+    leaves = jax.tree.leaves(sharding.abstract(sharding.make_mesh(fsdp=8), jax.eval_shape(create)))
+    size = {True: 0, False: 0}
+    for leaf in leaves:
+        split = np.prod(leaf.sharding.shard_shape(leaf.shape)) * 8 == np.prod(leaf.shape)
+        size[bool(split)] += int(np.prod(leaf.shape)) * leaf.dtype.itemsize
+    assert size[True] > 0.9 * sum(size.values())
