@@ -14,9 +14,9 @@ import numpy as np
 from tests.golden.fill import fill
 
 # How a file was made and what is in it, in words; noise that was measured. Nothing to check.
-DESCRIPTIVE = ("about", "build", "doc", "entries", "fixture", "input_doc", "keys", "kind",
-               "mask_rule", "method", "note", "origin", "outputs", "rule", "weight_scale_doc",
-               "weights", "what")
+DESCRIPTIVE = ("about", "build", "doc", "entries", "fixture", "formula", "input_doc", "keys",
+               "kind", "mask_rule", "method", "note", "origin", "outputs", "rule", "rules",
+               "weight_scale_doc", "weights", "what")
 
 
 class Tracked:

@@ -1,4 +1,6 @@
 """Stacks of equal blocks: stochastic depth, rematerialisation, a scan in place of a loop."""
+from typing import Any
+
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -22,30 +24,46 @@ def linear_rates(last: float, depth: int) -> list[float]:
 
 
 def run_blocks(parent: nn.Module, block_type: type[nn.Module], fields: dict, x: jax.Array,
-               rates: list[float], train: bool, *, scan: bool = False,
-               remat: bool = False) -> jax.Array:
+               rates: list[float], train: bool, *, shared: Any = None, own: Any = None,
+               scan: bool = False, remat: bool = False) -> Any:
     """Runs `parent`'s `blocks_0` ..., one a rate: `block_type(**fields)(x, rate, train) -> x`.
 
     Each block's parameters are stored under its own name. `scan` stacks them inside the step and
     compiles one block (faster to compile, and faster on a CPU; a TPU prefers the unrolled loop);
-    `remat` computes a block again in the backward pass instead of keeping its activations.
+    `remat` computes a block again in the backward pass instead of keeping its activations. With
+    `shared`, a tree of arrays, block l is called `block(x, rate, train, shared, own[l])` and
+    returns `(x, output)`; the leaves of `own` are [L, ...]. The result is then `(x, outputs)`, with
+    leaves [L, ...] too.
     """
-    names = [f"blocks_{i}" for i in range(len(rates))]
+    names, extended = [f"blocks_{i}" for i in range(len(rates))], shared is not None
+    given = lambda mine: (shared, mine) if extended else ()
+    pair = lambda result: result if extended else (result, None)
     if parent.is_initializing() or not scan or len(names) == 1:
-        made = nn.remat(block_type, static_argnums=(2, 3)) if remat else block_type
-        for name, rate in zip(names, rates):
-            x = made(**fields, name=name)(x, rate, train)
-        return x
+        made, outputs = nn.remat(block_type, static_argnums=(2, 3)) if remat else block_type, []
+        for name, rate, mine in zip(names, rates, _unstack(own, len(names))):
+            x, output = pair(made(**fields, name=name)(x, rate, train, *given(mine)))
+            outputs.append(output)
+        return (x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)) if extended else x
     weights = [parent.variables["params"][name] for name in names]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *weights)
-    block, drops = block_type(**fields, parent=None), train and any(rates)
-    keys = jax.random.split(parent.make_rng("dropout"), len(names)) if drops else None
+    block, dropping = block_type(**fields, parent=None), any(rates)
+    # Blocks may drop units at a drop-path rate of zero as well.
+    random = train and (dropping or parent.has_rng("dropout"))
+    keys = jax.random.split(parent.make_rng("dropout"), len(names)) if random else None
 
     def body(x, inputs):
-        weights, rate, key = inputs
-        if key is None:
-            return block.apply({"params": weights}, x, 0.0, False), None
-        return block.apply({"params": weights}, x, rate, True, rngs={"dropout": key}), None
+        weights, rate, key, mine = inputs
+        return pair(block.apply({"params": weights}, x, rate if dropping else 0.0, train,
+                                *given(mine), rngs=None if key is None else {"dropout": key}))
 
     body = jax.checkpoint(body, prevent_cse=False) if remat else body
-    return jax.lax.scan(body, x, (stacked, jnp.array(rates), keys))[0]
+    x, outputs = jax.lax.scan(body, x, (stacked, jnp.array(rates), keys, own))
+    return (x, outputs) if extended else x
+
+
+def _unstack(tree: Any, length: int) -> list:
+    """A tree with leaves [length, ...] as that many trees. The gradient of one split is one
+    concatenation; that of `length` slices would be as many padded sums."""
+    leaves, structure = jax.tree.flatten(tree)
+    parts = [[part[0] for part in jax.lax.split(leaf, [1] * length)] for leaf in leaves]
+    return [structure.unflatten(own) for own in zip(*parts)] if leaves else [tree] * length

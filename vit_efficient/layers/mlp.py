@@ -15,18 +15,19 @@ def gelu(x: jax.Array) -> jax.Array:
 
 
 class Mlp(nn.Module):
-    """x [..., D] -> fc2(gelu(fc1(x))) [..., D] with `hidden` channels between, in `dtype`.
+    """x [..., D] -> fc2(gelu(fc1(x))) [..., out] with `hidden` channels between, in `dtype`.
 
-    In training `drop` drops hidden channels and outputs.
+    `out` is D by default. In training `drop` drops hidden channels and outputs.
     """
     hidden: int
     dtype: jnp.dtype = jnp.float32
     initializers: Callable = small_normal
     drop: float = 0.0
+    out: int | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        for name, width in (("fc1", self.hidden), ("fc2", x.shape[-1])):
+        for name, width in (("fc1", self.hidden), ("fc2", self.out or x.shape[-1])):
             kernel_init, bias_init = self.initializers(x.shape[-1])
             x = nn.Dense(width, dtype=self.dtype, kernel_init=kernel_init, bias_init=bias_init,
                          name=name)(x)
