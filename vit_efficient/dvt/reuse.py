@@ -35,6 +35,8 @@ def token_matrix(coarse: int, fine: int) -> np.ndarray:
 
 def upsample_relations(maps: jax.Array, matrix: jax.Array) -> jax.Array:
     """Attention maps on a finer grid: `P A P^T`, [..., N_up, N_up] -> [..., N, N] (spec 2.7)."""
+    # The whole P, zeros and all: the four axes one after the other take a third longer on a CPU,
+    # and sides of 7 to 14 would leave a TPU's matrix unit mostly empty.
     keys = jnp.einsum("...qk,nk->...qn", maps, matrix.astype(maps.dtype), precision=HIGHEST)
     return jnp.einsum("...qn,mq->...mn", keys, matrix.astype(maps.dtype), precision=HIGHEST)
 
