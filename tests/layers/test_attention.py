@@ -1,0 +1,56 @@
+"""Attention against loops over heads and tokens."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vit_efficient.layers.attention import Attention
+
+CASES = [dict(num_heads=2), dict(num_heads=3, head_width=2), dict(num_heads=2, scale=0.7),
+         dict(num_heads=1, qkv_bias=False)]
+
+
+def slow(params: dict, x: np.ndarray, num_heads: int, head_width: int | None = None,
+         scale: float | None = None, qkv_bias: bool = True) -> np.ndarray:
+    """One sequence [N, D], head by head, in float64."""
+    params = jax.tree.map(lambda w: np.asarray(w, np.float64), params)
+    D = x.shape[1]
+    d = head_width or D // num_heads
+    stacked = x @ params["qkv"]["kernel"] + (params["qkv"]["bias"] if qkv_bias else 0)
+    out = np.zeros((len(x), num_heads * d))
+    for head in range(num_heads):
+        q, k, v = (stacked[:, (part * num_heads + head) * d:][:, :d] for part in range(3))
+        for n in range(len(x)):
+            scores = np.array([q[n] @ k[m] for m in range(len(x))]) * (scale or d ** -0.5)
+            weights = np.exp(scores) / np.exp(scores).sum()
+            out[n, head * d:(head + 1) * d] = weights @ v
+    return out @ params["proj"]["kernel"] + params["proj"]["bias"]
+
+
+def scaled_up(params: dict) -> dict:
+    """Weights near 1 and biases that are not 0."""
+    rng = np.random.default_rng(1)
+    return jax.tree.map(lambda w: jnp.float32(rng.normal(size=w.shape)), params)
+
+
+@pytest.mark.parametrize("options", CASES)
+def test_attention_is_the_loop(options):
+    x = np.random.default_rng(0).normal(size=(2, 3, 5, 8)).astype(np.float32)
+    model = Attention(**options)
+    params = scaled_up(model.init(jax.random.key(0), x)["params"])
+    out = jax.jit(model.apply)({"params": params}, x)
+    for place in np.ndindex(2, 3):                              # every window by itself
+        np.testing.assert_allclose(out[place], slow(params, x[place], **options), atol=2e-5)
+
+
+def test_the_softmax_is_float32_below_bfloat16():
+    x = jnp.ones((1, 4, 8), jnp.bfloat16)
+    model = Attention(2, dtype=jnp.bfloat16)
+    variables = model.init(jax.random.key(0), x)
+    assert {w.dtype for w in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    program = jax.make_jaxpr(model.apply)(variables, x)
+    assert program.out_avals[0].dtype == jnp.bfloat16
+    types = {equation.primitive.name: str(equation.invars[0].aval.dtype)
+             for equation in program.eqns}
+    assert types["exp"] == types["reduce_sum"] == "float32"
+    assert types["dot_general"] == "bfloat16"
