@@ -176,7 +176,7 @@ def test_a_file_becomes_one_of_the_other_format(workdir, tmp_path):
 def test_by_the_real_command(workdir, tmp_path):
     def run(folder: Path, *flags: str) -> subprocess.CompletedProcess:
         return subprocess.run(runs.command(folder, *flags), cwd=runs.ROOT, text=True, check=False,
-                              capture_output=True, env=runs.environment(tmp_path / "cache"))
+                              capture_output=True, env=runs.environment())
     done = run(workdir, "--job=export", f"--out={tmp_path / 'x.pth'}", "--weights=latest")
     assert done.returncode == 0 and "weights of step 2" in done.stdout, done.stderr
     (tmp_path / "half.pth").write_bytes((tmp_path / "x.pth").read_bytes()[:10_000])
