@@ -120,7 +120,8 @@ def logits_file(fixture: Fixture) -> None:
     model, images = model_of(config), images_of(config)
     variables = load(fixture, model, fixture.state_dict())
     assert config["param_count"] == sum(x.size for x in jax.tree.leaves(variables))
-    logits, seen = stages(model, variables, images)
+    # Only blocks that run one by one can be watched; a scan compiles one of them.
+    logits, seen = stages(model.clone(scan="probe" not in config), variables, images)
     fixture.expect("logits", logits, atol=ATOL)
     if "probe" in config:
         probe = config["probe"]
@@ -157,7 +158,8 @@ def masked_file(fixture: Fixture) -> None:
     assert config["param_count"] == sum(x.size for x in state_dict.values())
     made = masks_of(config, {name: array.shape for name, array in state_dict.items()})
     variables = load(fixture, model, mask_files.apply(state_dict, made))
-    fixture.expect("logits", jax.jit(model.apply)(variables, images_of(config)), atol=ATOL)
+    apply = jax.jit(model.clone(scan=True).apply)
+    fixture.expect("logits", apply(variables, images_of(config)), atol=ATOL)
 
 
 def token_file(fixture: Fixture) -> None:
@@ -171,7 +173,8 @@ def token_file(fixture: Fixture) -> None:
         state_dict = mask_files.apply(state_dict, made)
     variables = load(fixture, model, state_dict)
     noise = gumbel_noise(config["noise"], model, len(images))
-    logits, seen = jax.jit(lambda *args: model.apply(
+    runs = model.clone(scan=model.draws == 1)       # else the blocks' selectors are wanted
+    logits, seen = jax.jit(lambda *args: runs.apply(
         *args, tau=config["tau"], noise=noise, mutable="intermediates"))(variables, images)
     fixture.expect("logits", logits, atol=ATOL)
     seen = seen["intermediates"]
