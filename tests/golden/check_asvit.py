@@ -85,7 +85,7 @@ def forward(fixture: Fixture) -> None:
     """A whole model in evaluation, its size, what its modules put out; bfloat16 beside float32."""
     model, variables, images = opened(fixture)
     assert fixture.config["mode"] == "eval"
-    assert fixture.config["num_parameters"] == parameters(model)
+    assert fixture.config["num_parameters"] == parameters(variables["params"])
     taps = {name.partition("/")[2] for name in fixture.matching("tap/*")}
     # Only blocks that run one by one can be watched; a scan compiles one of each stage.
     out = watched(model.clone(scan=not taps), variables, images, taps)
@@ -102,8 +102,8 @@ def forward(fixture: Fixture) -> None:
     assert np.sqrt(np.mean((half - out["logits"]) ** 2)) < 0.05 * np.std(out["logits"])
 
 
-def parameters(model: AsViT) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(interop.shapes(model)["params"]))
+def parameters(tree: dict) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
 def retokenize(fixture: Fixture) -> None:
@@ -128,8 +128,8 @@ def gradients(fixture: Fixture) -> None:
     model, variables, images = opened(fixture)
     config = fixture.config
     assert config["loss"] == "mean cross entropy with hard labels"
-    supervised = objective.supervised(
-        objective.bind(model.clone(drop_path=0.0), Phase(), {}), Phase(), None)
+    still = model.clone(drop_path=0.0, drop_rate=0.0, attn_drop_rate=0.0)
+    supervised = objective.supervised(objective.bind(still, Phase(), {}), Phase(), None)
     batch = {"image": images, "label": jnp.array(config["labels"].plain())}
     (loss, _), grads = jax.jit(supervised.gradients)(
         variables["params"], {"collections": {}, "step": 0}, batch, jax.random.key(0))
@@ -183,7 +183,7 @@ def counts(fixture: Fixture) -> None:
     found = []
     for row in fixture.config["rows"]:
         model = build(row, row["img"])
-        found.append((parameters(model), sum(model.macs().values())))
+        found.append((parameters(interop.shapes(model)["params"]), sum(model.macs().values())))
         assert found[-1] == (row["params"], row["macs"])
     for i, name in enumerate(["num_params", "macs"]):
         fixture.expect(name, [row[i] for row in found])

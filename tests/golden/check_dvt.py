@@ -77,13 +77,13 @@ def forward(fixture: Fixture) -> None:
     """The three exits in evaluation, the model's size; bfloat16 beside float32."""
     config = fixture.config
     model, x = build(config, scan=True), images(config)
-    shapes, apply = interop.shapes(model), jax.jit(model.apply)
-    assert parameters(shapes) == config["param_count"]
-    assert parameters(shapes["params"]) == config["trainable_count"]
+    apply = jax.jit(model.apply)
     for setting in SETTINGS:
         if not fixture.matching(f"{setting}_exit*"):
             continue
         variables = weights(fixture, model, setting)
+        assert parameters(variables) == config["param_count"]
+        assert parameters(variables["params"]) == config["trainable_count"]
         exits = apply(variables, x)
         assert len(exits) == len(fixture.matching(f"{setting}_exit*"))
         for k, logits in enumerate(exits, 1):
@@ -184,11 +184,13 @@ def upsample(fixture: Fixture) -> None:
 
 
 def flops(fixture: Fixture) -> None:
-    """Parameters and operations of every model and reuse."""
+    """Parameters and operations of every model and reuse; the words tell the sizes."""
+    side, classes = map(int, re.search(r"(\d+)x\1, batch 1, (\d+) classes",
+                                       fixture.config["what"]).groups())
     for key, row in fixture.config["table"].items():
         variant, feature, relation = re.fullmatch(r"(\w+)\|F=([01])\|R=([01])", key).groups()
-        model = zoo.create_model(variant, feature_reuse=feature == "1",
-                                 relation_reuse=relation == "1")
+        model = zoo.create_model(variant, num_classes=classes, image_size=side,
+                                 feature_reuse=feature == "1", relation_reuse=relation == "1")
         assert parameters(interop.shapes(model)) == row["params"]
         assert len(row["exit"]) == len(model.stages())
         for k, entry in enumerate(row["exit"], 1):

@@ -39,10 +39,9 @@ def like(named: SReT, model: SReT, *also: str) -> SReT:
     return named.clone(**{field: getattr(model, field) for field in fields})
 
 
-@cache
-def parameters(model: SReT) -> int:
-    """Parameters, shared ones once."""
-    return sum(leaf.size for leaf in jax.tree.leaves(interop.shapes(model)["params"]))
+def parameters(tree: dict) -> int:
+    """Numbers in a tree, shared ones once."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
 def opened(fixture: Fixture) -> tuple[SReT, dict, np.ndarray, list[np.ndarray]]:
@@ -79,7 +78,7 @@ def forward(fixture: Fixture) -> None:
     config = fixture.config
     assert [site for site, _ in model.permuted()] == config["perm_sites"].plain()
     assert sum(model.macs().values()) == config["macs"]
-    assert parameters(model) == config["num_params"]
+    assert parameters(variables["params"]) == config["num_params"]
     assert len(interop.to_torch(model, variables)) == config["num_state_dict_entries"]
     assert len(jax.tree.leaves(variables["params"])) == config["num_unique_parameters"]
     if constructor := config["official_constructor"]:
@@ -266,14 +265,14 @@ def distribution(name: str, shapes: dict[str, tuple[int, ...]]) -> tuple[list, l
 
 def variants(fixture: Fixture) -> None:
     """Parameters and multiply-adds of all sizes, slices and resolutions."""
-    counts = []
+    counts, shapes = [], cache(interop.shapes)
     for row in fixture.config["rows"]:
         model = build(row["kwargs"].plain())
         assert model.image_size == row["image_size"]
         named = zoo.create_model(f"sret_{row['size'].lower()}")
         assert like(named, model, "image_size", "groups") == model
         whole = model.clone(groups=tuple((1,) * len(groups) for groups in model.groups))
-        counts.append((parameters(whole), sum(model.macs().values())))
+        counts.append((parameters(shapes(whole)["params"]), sum(model.macs().values())))
         assert counts[-1] == (row["params"], row["macs"])
     for name, column in zip(("params", "macs"), zip(*counts)):
         fixture.expect(name, column)
