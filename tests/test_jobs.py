@@ -11,7 +11,7 @@ def test_summary_adds_up_and_writes_nothing(tmp_path, capsys):
     config = small_config()
     rows = summary(config, tmp_path / "run")
     total = rows.pop("total")
-    for key in "parameters", "macs":
+    for key in "parameters", "trained", "macs":
         assert total[key] == sum(row[key] for row in rows.values())
     assert total["macs"] == sum(assemble(config).model.macs().values())
     text = capsys.readouterr().out

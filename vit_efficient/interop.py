@@ -40,8 +40,9 @@ class Place(NamedTuple):
     dtype: np.dtype
 
 
+@lru_cache(maxsize=128)
 def shapes(model: nn.Module) -> dict:
-    """Shapes and dtypes of the model's variables; nothing is computed."""
+    """Shapes and dtypes of the model's variables, not to be changed; nothing is computed."""
     side = model.image_size
     return jax.eval_shape(lambda: model.init(
         jax.random.key(0), jnp.zeros((1, side, side, 3)), train=False))
