@@ -127,6 +127,7 @@ def test_every_exit_of_dvt(name):
     assert (found["parameters"], found["trained"]) == (parameters, trained)
     assert tuple(round(sum(model.macs(exit=k).values()) / 1e9, 4) for k in (1, 2, 3)) == giga
     assert found["macs"] == sum(model.macs(exit=3).values())
+    assert [round(flops, 4) for flops in model.extras()["flops"]] == list(giga)
 
 
 @pytest.mark.parametrize("feature, relation", REUSE)
