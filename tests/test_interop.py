@@ -15,8 +15,8 @@ from vit_efficient.weights import files
 from vit_efficient.zoo import create_model, list_models
 
 # What a door of any room asks for that has no default.
-REQUIRED = {"arch": "4,2,2,1|2,1,2,1|2,1,2,2|2,1,2,1|32,32", "width": 32, "depth": 4, "num_heads": 2,
-            "mlp_ratio": 2.0}
+REQUIRED = {"arch": "4,2,2,1|2,1,2,1|2,1,2,2|2,1,2,1|32,32", "width": 32, "depth": 4,
+            "num_heads": 2, "mlp_ratio": 2.0}
 PAPERS = ("asvit", "dvt", "scala", "sret", "svite")
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("*/*.npz"))
 
