@@ -236,6 +236,23 @@ def test_another_image_size_resizes_the_position_table(tiny):
                            adapt=("image_size",))
 
 
+def test_a_selector_starts_anew_beside_the_weights_of_a_deit():
+    sizes = dict(num_classes=7, image_size=32, width=8, depth=2, num_heads=2, patch_size=8)
+    state_dict = filled(create_model("deit", **sizes))
+    model = create_model("svite", **sizes, token_selection="layers", token_number=5)
+    with pytest.raises(ValueError, match=r"(?s)\(6 missing\).*blocks.0.attn.gumbel.bias: missing"):
+        interop.from_torch(model, state_dict)
+    back = interop.to_torch(model, interop.from_torch(model, state_dict, adapt=("parts",)))
+    assert {name for name in back.keys() - state_dict.keys()} == {
+        f"{part}gumbel.{end}" for part in ("", "blocks.0.attn.", "blocks.1.attn.")
+        for end in ("weight", "bias")}
+    assert all((back[name] == array).all() for name, array in state_dict.items())
+    assert back["gumbel.weight"].std() > 0
+    del state_dict["norm.weight"]
+    with pytest.raises(ValueError, match=r"\(1 missing\):\n  norm.weight"):
+        interop.from_torch(model, state_dict, adapt=("parts",))
+
+
 def test_position_tables_are_resized_as_torch_does():
     torch = pytest.importorskip("torch")
     table = np.random.RandomState(0).randn(1, 2 + 49, 5).astype(np.float32)
@@ -249,7 +266,7 @@ def test_position_tables_are_resized_as_torch_does():
 
 def test_unknown_adaptations_are_refused(tiny):
     for adapt in ("classes", ("heads",)):
-        with pytest.raises(ValueError, match="adapt = .*: may hold classes, image_size"):
+        with pytest.raises(ValueError, match="adapt = .*: may hold classes, image_size, parts"):
             interop.from_torch(*tiny, adapt=adapt)
 
 
