@@ -2,7 +2,7 @@
 
 What a model declares: `order`, the components of its official names as the official constructors
 declare them; where the rule is not enough, `official_names(path)` (an array that the file lists
-more than once); `optional`, component -> the option of the model that brings it, for messages;
+more than once); `optional`, component -> the option of the model that brings it;
 `resize(table, shape)`, for a position table that is not resized as torch's bicubic; for the `.pth`
 of an export `container`, the key of the state_dict ("model" without it, "" for none), and
 `extras()`, what stands beside it.

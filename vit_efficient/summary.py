@@ -8,7 +8,9 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from vit_efficient import interop
+from vit_efficient.limits import Whole
 from vit_efficient.run import Run, assemble
+from vit_efficient.zoo import create_model
 
 
 def parameters(tree) -> int:
@@ -46,10 +48,19 @@ def table(model: nn.Module) -> dict[str, dict[str, int]]:
                              for key in (*counted, "macs")}}
 
 
-def summary(config: ConfigDict, workdir: Path) -> dict[str, dict[str, int]]:
+def summary(config: ConfigDict, workdir: Path, *,
+            num_classes: Whole | None = None) -> dict[str, dict[str, int]]:
     """Prints and returns `table` of the config's model, and prints every parameter's shape; nothing
-    is written."""
-    model = assemble(config).model
+    is written.
+
+    Args:
+      num_classes: by default that of the data; where it is given no data are needed.
+    """
+    if num_classes is None:
+        model = assemble(config).model
+    else:
+        model = create_model(num_classes=num_classes, image_size=config.data.image_size,
+                             dtype=config.dtype, **config.model)
     params, rows = interop.shapes(model)["params"], table(model)
     print(parameter_overview.get_parameter_overview(params, include_stats=False))
     print(f"{'part':24} {'parameters':>16} {'trained':>16} {'multiply-adds':>20}")
