@@ -17,11 +17,16 @@ def mix(batch: dict, key: jax.Array, *, mixup: float, cutmix: float, probability
     Raises:
       ValueError: an odd batch, in which one image has no partner.
     """
+    B, *size, _ = batch["image"].shape
+    if B % 2:
+        raise ValueError(f"batch_size = {B}: must be even, mixup and cutmix pair images")
+    return blend(batch, weights(key, tuple(size), mixup=mixup, cutmix=cutmix,
+                                probability=probability, switch_probability=switch_probability))
+
+
+def blend(batch: dict, own: jax.Array) -> dict:
+    """`batch` of which each pixel keeps the share `own` [H, W], and the rest is its partner's."""
     image, label = batch["image"], batch["label"]
-    if len(image) % 2:
-        raise ValueError(f"batch_size = {len(image)}: must be even, mixup and cutmix pair images")
-    own = weights(key, image.shape[1:3], mixup=mixup, cutmix=cutmix, probability=probability,
-                  switch_probability=switch_probability)
     mixed = own[:, :, None] * image + (1 - own[:, :, None]) * image[::-1]
     if image.dtype == jnp.uint8:
         mixed = jnp.rint(mixed).astype(jnp.uint8)
