@@ -16,15 +16,15 @@ SIZE, DRAWS = (20, 31), 4000
 
 
 def draws(n=DRAWS, **options):
-    """`weights` of many batches: float32 [n, H, W]."""
+    """What pixels and labels keep in many batches: float32 [n, H, W] and [n]."""
     keys = jax.random.split(jax.random.key(7), n)
-    return np.asarray(jax.jit(jax.vmap(partial(weights, size=SIZE, **BOTH | options)))(keys))
+    return map(np.asarray, jax.jit(jax.vmap(partial(weights, size=SIZE, **BOTH | options)))(keys))
 
 
 def slow_mix(images, labels, own):
     """Pixel by pixel: what it keeps, and the partner's at the other end of the batch."""
     B, H, W, _ = images.shape
-    mixed, share = np.empty(images.shape), own.astype(float).sum() / (H * W)
+    mixed, share = np.empty(images.shape), own.astype(float).mean()
     for b in range(B):
         for i in range(H):
             for j in range(W):
@@ -44,7 +44,7 @@ def test_images_and_labels(options):
     options, changed = BOTH | options, 0
     for seed in range(4):
         key = jax.random.key(seed)
-        own = np.asarray(weights(key, SIZE, **options))
+        own = np.asarray(weights(key, SIZE, **options)[0])
         for dtype in (jnp.uint8, jnp.float32):
             given = batch(dtype)
             out = mix(given, key, **options)
@@ -63,16 +63,15 @@ def test_images_and_labels(options):
 
 def test_halves_are_rounded_to_even():
     given = {"image": jnp.array([1, 3, 4, 4], jnp.uint8).reshape(4, 1, 1, 1), "label": jnp.eye(4)}
-    out = blend(given, jnp.full((1, 1), 0.5))["image"].ravel()
+    out = blend(given, jnp.full((1, 1), 0.5), 0.5)["image"].ravel()
     assert out.dtype == jnp.uint8 and out.tolist() == [2, 4, 4, 2]       # 2.5, 3.5: NumPy's rint
 
 
 def test_mixup_shares_are_of_a_beta_distribution():
-    own = draws(cutmix=0.0)
-    assert (own == own[:, :1, :1]).all()
-    assert kolmogorov(own[:, 0, 0], beta(0.8, 0.8).cdf) < 1.95
-    own = draws(cutmix=0.0, mixup=3.0)
-    assert kolmogorov(own[:, 0, 0], beta(3.0, 3.0).cdf) < 1.95
+    for alpha in (0.8, 3.0):
+        own, share = draws(cutmix=0.0, mixup=alpha)
+        assert (own == share[:, None, None]).all()
+        assert kolmogorov(share, beta(alpha, alpha).cdf) < 1.95
 
 
 def timm_box(height, width, share, rng):
@@ -86,8 +85,9 @@ def timm_box(height, width, share, rng):
 
 @pytest.mark.parametrize("alpha", [1.0, 0.4])
 def test_cutmix_boxes_are_timms(alpha):
-    own, rng = draws(mixup=0.0, cutmix=alpha), np.random.default_rng(0)
+    (own, share), rng = draws(mixup=0.0, cutmix=alpha), np.random.default_rng(0)
     assert set(np.unique(own)) == {0.0, 1.0}
+    np.testing.assert_allclose(share, own.mean((1, 2)), rtol=1e-6)
     ours, rows, columns = [], 1 - own.min(2), 1 - own.min(1)
     for mask, row, column in zip(1 - own, rows, columns):
         np.testing.assert_array_equal(mask, np.outer(row, column))      # one box or none
@@ -106,14 +106,14 @@ def test_cutmix_boxes_are_timms(alpha):
 
 
 def test_decisions():
-    own = draws(probability=0.7, switch_probability=0.3)
+    own, share = draws(probability=0.7, switch_probability=0.3)
     flat = (own == own[:, :1, :1]).all((1, 2))
     mixup = flat & (own[:, 0, 0] < 1)
     assert deviations(mixup.sum(), DRAWS, 0.7 * 0.7) < 4
     # A cut box may have no pixel: int(31 * sqrt(1 - share)) < 2, or int(20 * ...) < 2.
     assert deviations((~flat).sum(), DRAWS, 0.7 * 0.3 * 0.99) < 4
-    shares = own[mixup][:, 0, 0]
-    assert kolmogorov(shares, beta(0.8, 0.8).cdf) < 1.95                # as drawn without the rest
+    assert kolmogorov(share[mixup], beta(0.8, 0.8).cdf) < 1.95          # as drawn without the rest
+    assert deviations((share == 1).sum(), DRAWS, 0.3 + 0.7 * 0.3 * 0.01) < 4
 
 
 def test_an_odd_batch_is_refused():

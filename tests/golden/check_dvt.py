@@ -355,7 +355,7 @@ def mixup_targets(fixture: Fixture) -> None:
              "label": jax.nn.one_hot(label, logits.shape[-1])}
     losses = []
     for lam in fixture.config["lams"].plain():
-        mixed = mixing.blend(batch, jnp.full((1, 1), lam))["label"]
+        mixed = mixing.blend(batch, jnp.full((1, 1), lam), lam)["label"]
         target = objective.soft_targets(mixed, logits.shape[-1], 0.1)
         fixture.expect(f"target_lam_{lam}", target, rtol=1e-6, atol=1e-7)
         losses.append(optax.softmax_cross_entropy(logits, target).mean())
