@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import norm
 
 from tests.data.distances import deviations, kolmogorov, smirnov
-from vit_efficient.data.erasing import boxes, erase
+from vit_efficient.data.erasing import boxes, erase, noise
 
 H, W, B = 40, 56, 3000
 
@@ -76,6 +76,23 @@ def test_what_fills_the_box(mode):
     else:
         assert kolmogorov(np.concatenate(filled), norm.cdf) < 1.95
         assert len(np.unique(filled[0])) > 0.99 * filled[0].size
+
+
+def test_noise_is_normal_and_independent():
+    z = np.asarray(jax.jit(noise, static_argnums=1)(jax.random.key(1), (8, 32, 40, 3)))
+    assert z.dtype == np.float32 and np.isfinite(z).all()
+    assert kolmogorov(z, norm.cdf) < 1.95 and 4 < np.abs(z).max() < 5.5
+    for image in z:
+        assert kolmogorov(image, norm.cdf) < 1.95
+
+    def independent(a, b):
+        a, b = a.ravel(), b.ravel()
+        for f in (lambda x: x, abs):
+            assert abs(np.corrcoef(f(a), f(b))[0, 1]) < 4 / a.size ** 0.5
+    for axis in range(4):                               # images, rows, columns, channels
+        swapped = np.moveaxis(z, axis, 0)
+        independent(swapped[1:], swapped[:-1])
+    independent(z, np.asarray(noise(jax.random.key(2), z.shape)))
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.6, 1.0])
