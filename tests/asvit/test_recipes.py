@@ -19,6 +19,7 @@ OFF = dict(randaugment=None, erase=0.0, mixup=0.0, cutmix=0.0)
     ("large,p56,imagefolder=a,b", dict(source="imagefolder", path="a,b", image_size=224), FULL),
     ("cifar10", dict(source="tfds", name="cifar10", image_size=64), OFF),
     ("cifar10,imagefolder=x", dict(source="imagefolder", path="x", image_size=64), OFF),
+    ("tfds=imagenette", dict(source="tfds", name="imagenette", image_size=224), FULL),
     ("digits", dict(source="digits", image_size=32), OFF)])
 def test_words(words, images, changes):
     config = read_file(CONFIG, words)
