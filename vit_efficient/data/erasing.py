@@ -50,9 +50,10 @@ def boxes(key: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
 def noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Standard normal numbers, float32 `shape`, from 23 bits of a hash of their places each.
 
-    Most of them are thrown away, so they must be cheap: Threefry's alone would cost a TPU 0.6 ms in
-    a step of DeiT-S of 25 ms. Each image (first axis) has its own two random words; the hash is
-    "lowbias32" (C. Wellons, "Prospecting for Hash Functions", 2018).
+    Most of them are thrown away, so they must be cheap: with `jax.random.normal` DeiT's transforms
+    of 64 images a chip took 2.3 instead of 1.8 ms (estimate of the compiler for v5e). Each image
+    (first axis) has its own two random words; the hash is "lowbias32" (C. Wellons, "Prospecting for
+    Hash Functions", 2018).
     """
     first, second = jax.random.bits(key, (2, shape[0]) + (1,) * (len(shape) - 1), jnp.uint32)
     x = jnp.arange(math.prod(shape[1:]), dtype=jnp.uint32).reshape(shape[1:]) + first

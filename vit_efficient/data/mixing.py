@@ -46,7 +46,7 @@ def weights(key: jax.Array, size: tuple[int, int], *, mixup: float, cutmix: floa
     share = jax.random.beta(for_share, alpha, alpha)
     outside = box(for_box, size, share)
     mixed = jax.random.uniform(for_whether) < probability
-    # Not the mean of either: a float32 sum over the pixels of a constant is off in the 4th digit.
+    # Not the mean of both: a float32 sum of a constant over the pixels is inexact.
     return (jnp.where(mixed, jnp.where(cut, outside, share), 1.0),
             jnp.where(mixed, jnp.where(cut, outside.mean(), share), 1.0))
 
