@@ -87,7 +87,7 @@ def test_short_side(images, tmp_path):
             expected = Image.fromarray(before).resize(after.shape[1::-1], Image.Resampling.BICUBIC)
             file = io.BytesIO(found.encoded(i).data)
             assert Image.open(file).format == "JPEG"
-            assert np.abs(np.float32(expected) - after).mean() < 12  # of noise, which JPEG keeps ill
+            assert np.abs(np.float32(expected) - after).mean() < 12  # noise, hard for JPEG
 
 
 def test_the_official_tars(tmp_path, monkeypatch):

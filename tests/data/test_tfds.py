@@ -141,7 +141,7 @@ def test_a_set_without_labelled_images(tmp_path):
     features = json.loads((place / "features.json").read_text())
     features["featuresDict"]["features"].pop("label")
     (place / "features.json").write_text(json.dumps(features))
-    with pytest.raises(ValueError, match=r"must have an image and a class label, has id \(Text\), "):
+    with pytest.raises(ValueError, match=r"an image and a class label, has id \(Text\), "):
         open_data(source="tfds", name="cifar10", path=str(tmp_path))
 
 
