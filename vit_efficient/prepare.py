@@ -121,8 +121,8 @@ def _begin(folder: Path, splits: dict[str, EncodedSource], begun: dict, allowed:
 
 
 def _too_many(count: int, source: EncodedSource, allowed: int) -> str:
-    return (f"{source}: {count} files hold no whole image, data.max_bad_records = {allowed}; repair "
-            "or remove them, or allow as many to be left out")
+    return (f"{source}: {count} files hold no whole image, data.max_bad_records = {allowed}; "
+            "repair or remove them, or allow as many to be left out")
 
 
 def _bad_headers(source: EncodedSource) -> list[str]:

@@ -89,6 +89,11 @@ def _members(path: Path, offset: int = 0) -> list[Member]:
         file.seek(offset)
         try:
             with tarfile.open(fileobj=file, mode="r:") as tar:
-                return [(m.name, m.offset_data, m.size) for m in tar if m.isfile()]
+                found = [(m.name, m.offset_data, m.size) for m in tar if m.isfile()]
+                file.seek(tar.offset)
+                if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                    # tarfile takes a damaged header, except the first one, for the end.
+                    raise tarfile.ReadError(f"damaged at byte {tar.offset}")
+                return found
         except tarfile.TarError as error:
             raise ValueError(f"{path}: no whole tar at byte {offset} ({error})") from error

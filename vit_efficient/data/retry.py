@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from absl import logging
 
-WAITS = (0.1, 0.5, 2.0)                                   # seconds before the second, third, ... try
+WAITS = (0.1, 0.5, 2.0)                                   # seconds before each further try
 # What waiting does not mend.
 _LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 

@@ -1,7 +1,9 @@
 """Data sets of TensorFlow Datasets, prepared as ArrayRecord and read without TensorFlow."""
 from collections.abc import Iterable
+from pathlib import Path
 
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core import read_only_builder
 
 from vit_efficient.data.encoded import Encoded, EncodedSource
 from vit_efficient.data.records import Shards
@@ -11,7 +13,7 @@ VALIDATION = ("validation", "val", "test")                # the first of them th
 
 
 class TfdsSplit(EncodedSource):
-    """One split of a data set, from `tfds.data_source` with images left encoded."""
+    """One split of a data set, a source as `tfds.data_source` gives it, images left encoded."""
 
     def __init__(self, source, name: str, split: str):
         features = source.dataset_info.features
@@ -38,14 +40,12 @@ def open_tfds(name: str, path: str) -> tuple[TfdsSplit, TfdsSplit]:
     Raises ValueError for an unknown name, a set that is not prepared, prepared as TFRecord, or one
     without labelled images, and says what to do.
     """
-    builder = _builder(name, path)
-    if not builder.is_prepared():
-        manual = " --manual_dir=FOLDER" if builder.MANUAL_DOWNLOAD_INSTRUCTIONS else ""
-        what = f" (what belongs there: {' '.join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())})"
-        raise ValueError(
-            f"data.name = {name}: nothing is prepared in {builder.data_dir}. Once, with "
-            f"requirements-prepare.txt installed: tfds build {name} --file_format=array_record "
-            f"--data_dir={builder.data_dir_root}{manual}{what if manual else ''}")
+    try:
+        # From the files: a version that this package does not write is read too, and no download or
+        # manual step is asked for.
+        builder = read_only_builder.builder_from_files(name, data_dir=path or None)
+    except tfds.core.registered.DatasetNotFoundError:
+        raise ValueError(_how_to_prepare(name, path)) from None
     formats = {str(format.value) for format in builder.info.available_file_formats()}
     if "array_record" not in formats:
         raise ValueError(
@@ -55,20 +55,26 @@ def open_tfds(name: str, path: str) -> tuple[TfdsSplit, TfdsSplit]:
             "--out_file_format=array_record")
     _check_features(name, builder.info.features)
     train, val = splits = "train", _validation(name, builder.info.splits)
-    sources = tfds.data_source(name, split=list(splits), data_dir=path or None, download=False,
-                               decoders={"image": tfds.decode.SkipDecoding()})
+    sources = builder.as_data_source(split=list(splits),
+                                     decoders={"image": tfds.decode.SkipDecoding()})
     return TfdsSplit(sources[0], name, train), TfdsSplit(sources[1], name, val)
 
 
-def _builder(name: str, path: str):
-    try:
-        return tfds.builder(name, data_dir=path or None)
-    except tfds.core.registered.DatasetNotFoundError:
-        raise ValueError(f"data.name = {name}: TensorFlow Datasets has no such data set, "
-                         f"{nearest(name, tfds.list_builders())}") from None
-    except ValueError as error:                            # an unknown configuration or version
-        what = " ".join(str(error).split())
-        raise ValueError(f"data.name = {name}: {what}") from error
+def _how_to_prepare(name: str, path: str) -> str:
+    """What to say of a set that is not there."""
+    bare, _, config = name.partition(":")[0].partition("/")
+    known = tfds.list_builders(with_community_datasets=False)
+    if bare not in known:
+        return (f"data.name = {name}: TensorFlow Datasets has no such data set, "
+                f"{nearest(bare, known)}; other images: data.source = imagefolder")
+    made = tfds.builder_cls(bare)
+    if config and config not in made.builder_configs:
+        return f"data.name = {name}: {nearest(config, made.builder_configs)}"
+    folder = Path(path or tfds.core.constants.DATA_DIR).expanduser()
+    manual = " ".join((made.MANUAL_DOWNLOAD_INSTRUCTIONS or "").split())
+    return (f"data.name = {name}: is not prepared in {folder}. Once, with requirements-prepare.txt "
+            f"installed: tfds build {name} --file_format=array_record --data_dir={folder}"
+            + (f" --manual_dir=FOLDER ({manual})" if manual else ""))
 
 
 def _check_features(name: str, features) -> None:
