@@ -9,9 +9,9 @@ minutes: at least 98. CIFAR-10 at 64 pixels, 15 epochs of a tiny model: README.
     python -m vit_efficient.main --config=configs/asvit.py:cifar10,imagefolder=PATH --workdir=DIR
 
 Words: small | base | large, imagenet | cifar10 | digits, a schedule of the tokens (off | p18 | p37
-| p56 | figure), tfds=NAME (another data set of TensorFlow Datasets), imagefolder=PATH (a folder with
-train|val/<class>/*.jpg), arrayrecord=PATH (what --job=prepare makes) and, last, arch=STRING (any
-topology, as 8,2,3,3|4,1,2,1|4,1,4,4|4,1,6,2|32,88).
+| p56 | figure), tfds=NAME (another data set of TensorFlow Datasets), imagefolder=PATH (a folder
+with train|val/<class>/*.jpg), arrayrecord=PATH (what --job=prepare makes) and, last, arch=STRING
+(any topology, as 8,2,3,3|4,1,2,1|4,1,4,4|4,1,6,2|32,88).
 """
 from typing import Literal
 
