@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from vit_efficient.data.augment import make_augment
+from vit_efficient.data.badrecords import substitutes
 from vit_efficient.data.batches import EvaluationBatches, Share, TrainBatches
 from vit_efficient.data.images import BadImage
 from vit_efficient.data.sources import Arrays
@@ -33,6 +34,10 @@ def train(source, share=Share()):
 
 def evaluation(source):
     return EvaluationBatches(source, make_augment(**TRAIN, eval_crop=1.0).evaluate, 8, 16, Share())
+
+
+def test_substitutes_go_round_the_source():
+    assert list(substitutes(3, 5)) == [3, 4, 0, 1, 2]
 
 
 def test_the_next_good_example_stands_in_with_its_label():

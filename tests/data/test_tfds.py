@@ -107,11 +107,12 @@ def test_tensorflow_is_never_imported(tmp_path):
 
 
 def test_a_set_that_is_not_prepared_says_how(tmp_path):
-    with pytest.raises(ValueError, match="data.name = cifar10: is not prepared in .*: tfds "
-                                         "build cifar10 --file_format=array_record "
-                                         f"--data_dir={tmp_path}$"):
+    with pytest.raises(ValueError, match="data.name = cifar10: is not prepared in ") as error:
         open_data(source="tfds", name="cifar10", path=str(tmp_path))
-    with pytest.raises(ValueError, match="--manual_dir=FOLDER .*ILSVRC2012_img_train.tar"):
+    command = str(error.value).partition('python -c "')[2]
+    assert command == ("import tensorflow_datasets as tfds; tfds.builder('cifar10', data_dir='"
+                       f"{tmp_path}', file_format='array_record').download_and_prepare()\"")
+    with pytest.raises(ValueError, match="manual_dir='FOLDER'.*FOLDER: .*ILSVRC2012_img_train.tar"):
         open_data(source="tfds", name="imagenet2012", path=str(tmp_path))
 
 
@@ -119,7 +120,8 @@ def test_a_set_prepared_as_tfrecord_says_how_to_convert_it(tmp_path):
     place = write("cifar10", tmp_path, {"train": 1, "test": 1}, file_format="tfrecord")
     assert json.loads((place / "dataset_info.json").read_text())["fileFormat"] == "tfrecord"
     with pytest.raises(ValueError, match=f"data.name = cifar10: {place} is prepared as tfrecord.*"
-                                         f"tfds convert_format --dataset_version_dir={place} "
+                                         "python -m tensorflow_datasets.scripts.convert_format "
+                                         f"--dataset_version_dir={place} "
                                          "--out_file_format=array_record$"):
         open_data(source="tfds", name="cifar10", path=str(tmp_path))
 

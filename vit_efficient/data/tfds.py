@@ -50,8 +50,8 @@ def open_tfds(name: str, path: str) -> tuple[TfdsSplit, TfdsSplit]:
     if "array_record" not in formats:
         raise ValueError(
             f"data.name = {name}: {builder.data_dir} is prepared as {', '.join(sorted(formats))}, "
-            "which has no random access. Once, with requirements-prepare.txt installed: tfds "
-            f"convert_format --dataset_version_dir={builder.data_dir} "
+            "which has no random access. Once, with requirements-prepare.txt installed: python -m "
+            f"tensorflow_datasets.scripts.convert_format --dataset_version_dir={builder.data_dir} "
             "--out_file_format=array_record")
     _check_features(name, builder.info.features)
     train, val = splits = "train", _validation(name, builder.info.splits)
@@ -73,8 +73,10 @@ def _how_to_prepare(name: str, path: str) -> str:
     folder = Path(path or tfds.core.constants.DATA_DIR).expanduser()
     manual = " ".join((made.MANUAL_DOWNLOAD_INSTRUCTIONS or "").split())
     return (f"data.name = {name}: is not prepared in {folder}. Once, with requirements-prepare.txt "
-            f"installed: tfds build {name} --file_format=array_record --data_dir={folder}"
-            + (f" --manual_dir=FOLDER ({manual})" if manual else ""))
+            "installed: python -c \"import tensorflow_datasets as tfds; tfds.builder("
+            f"'{name}', data_dir='{folder}', file_format='array_record').download_and_prepare("
+            + ("download_config=tfds.download.DownloadConfig(manual_dir='FOLDER'))\". FOLDER: "
+               + manual if manual else ")\""))
 
 
 def _check_features(name: str, features) -> None:
