@@ -4,9 +4,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
-from PIL import Image
 
-from vit_efficient.data import order
+from vit_efficient.data import images, order
 from vit_efficient.limits import Count
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -111,19 +110,11 @@ class ImageFolder:
     def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
         label = int(self.labels[i])
         name = os.fsdecode(self.names[i].item())
-        return read_image(self.folder / self.classes[label] / name), label
+        path = self.folder / self.classes[label] / name
+        return images.decode(path.read_bytes(), str(path)), label
 
     def __str__(self) -> str:
         return str(self.folder)
-
-
-def read_image(path: Path) -> np.ndarray:
-    """The file's pixels as RGB: uint8 [h, w, 3]; ValueError, with its name, if it has none."""
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: no readable image ({error})") from error
 
 
 def _folders(path: str) -> tuple[ImageFolder, ImageFolder]:
