@@ -53,12 +53,14 @@ def one_classifier(forward: Callable, params: dict, fixed: dict,
 
 
 def soft_targets(label: jax.Array, num_classes: int, smoothing: float) -> jax.Array:
-    """Smoothed one-hot labels: int [B] -> float32 [B, K], off `smoothing/K`, on `1 - smoothing +
-    smoothing/K`; labels that are distributions already [B, K] pass through unchanged (they were
-    smoothed when they were mixed)."""
-    if label.ndim == 2:
-        return label
-    return optax.smooth_labels(jax.nn.one_hot(label, num_classes), smoothing)
+    """Smoothed labels: int [B], or distributions [B, K] as mixing leaves them -> float32 [B, K],
+    `smoothing/K` everywhere and `1 - smoothing` times the label.
+
+    (DeiT smooths before it mixes, which is the same: both are linear.)
+    """
+    if label.ndim == 1:
+        label = jax.nn.one_hot(label, num_classes)
+    return optax.smooth_labels(label, smoothing)
 
 
 def hits(logits: jax.Array, label: jax.Array, k: int = 1) -> jax.Array:
@@ -74,7 +76,7 @@ def supervised(forward: Callable, phase: Phase, teacher, *,
                label_smoothing: Rate = 0.0) -> Objective:
     """Soft cross-entropy, -sum_k y_k log softmax(z)_k, mean over the batch in float32.
 
-    Integer labels are smoothed by `label_smoothing`; a distilled model's outputs share them.
+    Labels, mixed or not, are smoothed by `label_smoothing`; a distilled model's outputs share them.
     """
     def loss(params, fixed, batch, key):
         outputs, collections = forward(params, fixed, batch["image"], key)

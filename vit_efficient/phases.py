@@ -21,17 +21,24 @@ class Phase(NamedTuple):
 
 
 class Position(NamedTuple):
-    """A step's examples: those of pass `epoch` from its `first` on, `crops` times (crop-major)."""
+    """A step's examples: those of pass `epoch` from its `first` entry on, `crops` times
+    (crop-major). The entries of a pass are its shuffled examples, each `repeats` times in a row."""
     epoch: int
     first: int
     crops: int = 1
+    repeats: int = 1
 
 
 class Length(NamedTuple):
-    """A run in examples and epochs; an epoch's steps leave out an incomplete last batch."""
+    """A run in examples and epochs; an epoch's steps leave out an incomplete last batch.
+
+    An epoch is `examples` images also with `repeats` (repeated augmentation): it then meets only
+    `examples / repeats` different ones.
+    """
     examples: int
     batch_size: int
     epochs: float
+    repeats: int = 1
 
     @property
     def steps_per_epoch(self) -> int:
@@ -59,10 +66,10 @@ class Phases(NamedTuple):
 
 
 def plain_position(length: Length) -> Callable[[int], Position]:
-    """One pass after the other, every example once a pass."""
+    """One pass after the other; every example once a pass, or some of them `repeats` times."""
     def position(step: int) -> Position:
         epoch, inside = divmod(step, length.steps_per_epoch)
-        return Position(epoch, inside * length.batch_size)
+        return Position(epoch, inside * length.batch_size, repeats=length.repeats)
     return position
 
 

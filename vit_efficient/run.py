@@ -89,7 +89,8 @@ class Run(NamedTuple):
     def step(self, phase: Phase) -> Callable:
         """The training step of `phase`, jitted, its state donated."""
         made = steps.make_step(self.objective(phase), self.optimizer, self.sparsity, phase,
-                               self.augment.on_device, **self.config.step)
+                               partial(self.augment.on_device, num_classes=self.data.num_classes),
+                               **self.config.step)
         places = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state())
         return jax.jit(made, donate_argnames="state",
                        out_shardings=(places, sharding.replicated(self.mesh)))
@@ -114,7 +115,7 @@ def assemble(config: ConfigDict) -> Run:
     if len(data.train) < config.batch_size:
         raise ValueError(f"batch_size = {config.batch_size}: the training set has only "
                          f"{len(data.train)} images")
-    length = Length(len(data.train), config.batch_size, config.epochs)
+    length = Length(len(data.train), config.batch_size, config.epochs, augment.repeats)
     if not length.total:
         raise ValueError(f"epochs = {config.epochs:g}: less than one step of {config.batch_size} "
                          "images")

@@ -10,6 +10,3 @@ def normalize(batch: dict, key: jax.Array | None, *, mean: tuple[float, float, f
     uint8: a quarter of the transfer.)"""
     image = batch["image"].astype(jnp.float32) / 255
     return batch | {"image": (image - jnp.array(mean)) / jnp.array(std)}
-
-
-TRANSFORMS = {"normalize": normalize}

@@ -13,18 +13,35 @@ import numpy as np
 
 from vit_efficient.data.resize import pillow_resized, resized
 
+SRC_PADDING = 4
+
 
 def train(image: np.ndarray, size: int, rng: np.random.Generator, *, crop: str,
           scale: tuple[float, float], ratio: tuple[float, float], flip: float,
           interpolation: str) -> np.ndarray:
-    """A random crop (with `crop="resize"` the whole image) resized to a square, maybe mirrored."""
+    """A square of the image, maybe mirrored; `crop` is of `make_augment`."""
     if crop == "random_resized":
         top, left, height, width = crop_box(*image.shape[:2], scale, ratio, rng)
         image = image[top:top + height, left:left + width]
     if interpolation == "random":
         interpolation = "bilinear" if rng.random() < 0.5 else "bicubic"
-    image = resized(image, size, size, interpolation)
+    if crop == "src":
+        image = simple_crop(image, size, interpolation, rng)
+    else:
+        image = resized(image, size, size, interpolation)
     return image[:, ::-1] if rng.random() < flip else image
+
+
+def simple_crop(image: np.ndarray, size: int, interpolation: str,
+                rng: np.random.Generator) -> np.ndarray:
+    """The simple random crop of DeiT III: the short side resized to `size`, every side mirrored
+    outwards by 4 pixels, a square of `size` at a uniform place."""
+    height, width = image.shape[:2]
+    least = min(height, width)
+    image = resized(image, int(size * height / least), int(size * width / least), interpolation)
+    image = np.pad(image, ((SRC_PADDING, SRC_PADDING),) * 2 + ((0, 0),), mode="reflect")
+    top, left = (int(rng.random() * (side - size + 1)) for side in image.shape[:2])
+    return image[top:top + size, left:left + size]
 
 
 def evaluate(image: np.ndarray, size: int, *, eval_crop: float, interpolation: str) -> np.ndarray:

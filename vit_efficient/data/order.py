@@ -53,12 +53,14 @@ def examples_at(slots: np.ndarray, position: Position, batch_size: int, length: 
     """Example and copy in each of the step's global `slots`: int [b] -> int64 [b], int64 [b].
 
     Crop-major (spec sret.md, student side of stored labels): first one crop of every example, then
-    the next one. `copy` counts the crops of one example within the step and is 0 in an ordinary
-    step.
+    the next one. With repeats, as in repeated augmentation (Hoffer et al., CVPR 2020; DeiT's
+    sampler), an example stands that often in a row, and its last copies may fall in the next step.
+    `copy` tells the crops and repeats of one example in one pass apart and is 0 in ordinary ones.
     """
     distinct = slot_count(batch_size, position.crops) // position.crops
-    copy, place = np.divmod(slots, distinct)
-    return shuffled(position.first + place, length, seed, position.epoch), copy
+    crop, place = np.divmod(slots, distinct)
+    rank, again = np.divmod(position.first + place, position.repeats)
+    return shuffled(rank, length, seed, position.epoch), crop * position.repeats + again
 
 
 def generator(seed: int, epoch: int, example: int, copy: int) -> np.random.Generator:

@@ -18,7 +18,7 @@ def resized(image: np.ndarray, height: int, width: int, interpolation: str) -> n
     """The image, or what reads like one, as uint8 [height, width, 3], on vector instructions.
 
     Differs from Pillow by 0.17 of 255 in the mean over real photos, as it cuts off overshoots in
-    another order. Pillow's own where the package `cykooz.resizer` is missing.
+    another order. Pillow's own where the package `cykooz-resizer` is missing.
     """
     if simd is None:
         return pillow_resized(image, height, width, interpolation)

@@ -1,0 +1,48 @@
+"""Random erasing (Zhong et al., AAAI 2020) as timm's, of normalised images on the device."""
+import math
+
+import jax
+import jax.numpy as jnp
+
+AREA, ASPECT, TRIES = (0.02, 1 / 3), (0.3, 1 / 0.3), 10
+
+
+def erase(batch: dict, key: jax.Array, *, probability: float, mode: str) -> dict:
+    """Fills one box of each image, with `probability`; `image` float [B, H, W, 3].
+
+    Args:
+      mode: "pixel" fills with standard normal noise, "rand" with one such colour, "const" with 0,
+        which is the mean colour.
+    """
+    image = batch["image"]
+    for_whether, for_box, for_fill = jax.random.split(key, 3)
+    erased = jax.random.uniform(for_whether, (len(image), 1, 1)) < probability
+    inside = erased & boxes(for_box, image.shape[:3])
+    if mode == "const":
+        fill = jnp.zeros((), image.dtype)
+    else:
+        shape = image.shape if mode == "pixel" else (len(image), 1, 1, 3)
+        fill = jax.random.normal(for_fill, shape, image.dtype)
+    return batch | {"image": jnp.where(inside[..., None], fill, image)}
+
+
+def boxes(key: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
+    """True in one box of each image, bool [B, H, W]: of an area uniform in 2 % to 1/3 of the image,
+    a ratio height/width uniform in the logarithm and a uniform place. The first of ten tries that
+    is smaller than the image both ways counts; where none is, the box is empty."""
+    B, H, W = shape
+    for_area, for_aspect, for_place = jax.random.split(key, 3)
+    area = H * W * jax.random.uniform(for_area, (B, TRIES), minval=AREA[0], maxval=AREA[1])
+    low, high = map(math.log, ASPECT)
+    aspect = jnp.exp(jax.random.uniform(for_aspect, (B, TRIES), minval=low, maxval=high))
+    heights, widths = jnp.round(jnp.sqrt(area * aspect)), jnp.round(jnp.sqrt(area / aspect))
+    fits = (heights < H) & (widths < W)
+    first = fits & (fits.cumsum(1) == 1)
+    place = jax.random.uniform(for_place, (2, B, 1))
+
+    def along(axis: int, side: int, lengths: jax.Array) -> jax.Array:
+        length = (lengths * first).sum(1, keepdims=True)
+        start = jnp.floor(place[axis] * (side - length + 1))
+        at = jnp.arange(side)
+        return (start <= at) & (at < start + length)
+    return along(0, H, heights)[:, :, None] & along(1, W, widths)[:, None, :]
