@@ -374,7 +374,7 @@ def test_the_same_run_may_differ_only_in_what_changes_no_result(recipe, tmp_path
     with problems(str(tmp_path / "config.json"), "\n  optim.lr = 0.001 there, 0.5 here",
                   "\n  model.width = 16 there, no such key here",
                   "\n  model.heads = no such key there, 2 here",
-                  "new --workdir", "only loader, log, checkpoint, mesh may differ") as info:
+                  "new --workdir", "only loader, log, checkpoint, mesh, data.max_bad_records may differ") as info:
         check_same_run(other_run, tmp_path)
     assert "log.every" not in str(info.value) and "epochs" not in str(info.value)
 

@@ -30,11 +30,22 @@ def test_smoothed_cross_entropy_and_its_gradient(smoothing, seed):
     assert aux.metrics["top1"][0] == (logits.argmax(-1) == label).sum()
 
 
-def test_mixed_labels_are_not_smoothed_again():
-    label = jnp.array([[0.3, 0.7, 0.0]])
-    (loss, _), _ = gradients(np.zeros((1, 3), np.float32), label, 0.5)
-    np.testing.assert_allclose(loss, np.log(3), rtol=1e-6)
-    assert objective.soft_targets(label, 3, 0.5) is label
+@given(st.floats(0, 0.9), st.floats(0, 1))
+def test_smoothing_after_mixing_is_mixing_after_smoothing(smoothing, share):
+    first, second = (jnp.array([[3, 1, 0]]) == jnp.arange(4)[:, None]).T, jnp.eye(4)[:3]
+    mixed = share * first + (1 - share) * second
+    smooth = lambda one_hot: one_hot * (1 - smoothing) + smoothing / 4      # DeiT's order
+    expected = share * smooth(first) + (1 - share) * smooth(second)
+    np.testing.assert_allclose(objective.soft_targets(mixed, 4, smoothing), expected, atol=1e-6)
+
+
+def test_a_mixed_label_counts_as_its_likeliest():
+    label = jnp.array([[0.6, 0.4, 0], [0.7, 0.3, 0], [0, 0, 1]])
+    logits = np.eye(3, dtype=np.float32)
+    (loss, aux), _ = gradients(logits, label, 0.0)
+    logp = logits - np.log(np.e + 2)
+    np.testing.assert_allclose(loss, -(np.asarray(label) * logp).sum(-1).mean(), rtol=1e-6)
+    assert aux.metrics["top1"] == (2, 3)
 
 
 @given(st.integers(0, 99), st.integers(1, 5))

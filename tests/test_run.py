@@ -21,6 +21,27 @@ def test_a_config_that_does_not_fit_together_is_refused(changes, message):
         assemble(small_config(**changes))
 
 
+def test_mixing_an_odd_batch_is_refused(monkeypatch):
+    monkeypatch.setattr("vit_efficient.sharding.check_batch", lambda *a: None)  # eight devices here
+    with pytest.raises(ValueError, match="batch_size = 63: must be even"):
+        assemble(small_config(batch_size=63, augment__mixup=0.8))
+
+
+def test_a_step_of_the_full_recipe():
+    """Traced: labels become distributions inside, and every metric is there."""
+    import jax
+    run = assemble(small_config(augment__mixup=0.8, augment__cutmix=1.0, augment__erase=0.25,
+                                augment__randaugment=9.0, augment__repeats=3))
+    assert run.phases.position(3).repeats == 3
+    phase = run.phases.phase_at(0)
+    batch = run.abstract_batch(64, phase)
+    mixed = jax.eval_shape(lambda b: run.augment.on_device(b, jax.random.key(0), 10), batch)
+    assert mixed["label"].shape == (64, 10) and batch["label"].shape == (64,)
+    state, metrics = jax.eval_shape(run.step(phase), run.abstract_state(), run.frozen(), batch)
+    assert {"loss", "top1"} <= set(metrics["metrics"])
+    assert jax.tree.structure(state) == jax.tree.structure(run.abstract_state())
+
+
 def test_progressive_needs_a_model_with_a_stride():
     import vit_efficient
     config = vit_efficient.config("asvit:digits", {"model.name": "deit", "model.patch_size": 8})

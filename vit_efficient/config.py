@@ -41,7 +41,7 @@ DOORS = {
     "phases": ("phases", "constant"),
 }
 # What may differ from the config stored in a workdir: it does not change what the run computes.
-FREE = ("recipe", "loader", "log", "checkpoint", "mesh")
+FREE = ("recipe", "loader", "log", "checkpoint", "mesh", "data.max_bad_records")
 STORED = "config.json"
 FOLDERS = (Path(__file__).parents[1] / "configs", Path(__file__).parent / "configs")
 
@@ -114,14 +114,15 @@ def store(config: ConfigDict, workdir: Path) -> None:
 def check_same_run(config: ConfigDict, workdir: Path) -> None:
     """Raises ValueError with every key in which `config` differs from the one stored in `workdir`.
 
-    The groups FREE may differ. Without a stored config everything is right.
+    The groups and keys FREE may differ. Without a stored config everything is right.
     """
     if not (Path(workdir) / STORED).is_file():
         return
     there, here, none = flat(load_stored(workdir)), flat(config), "no such key"
     lines = [f"  {key} = {there.get(key, none)} there, {here.get(key, none)} here"
              for key in there | here
-             if key.partition(".")[0] not in FREE and there.get(key, none) != here.get(key, none)]
+             if not {key, key.partition(".")[0]} & set(FREE)
+             and there.get(key, none) != here.get(key, none)]
     if lines:
         raise ValueError("\n".join([
             f"{Path(workdir) / STORED} is the config of another run:", *lines,

@@ -21,6 +21,7 @@ JOBS = {
     "summary": "vit_efficient.summary:summary",
     "benchmark": "vit_efficient.benchmark:benchmark",
     "export": "vit_efficient.export:export",
+    "prepare": "vit_efficient.prepare:prepare",
 }
 
 

@@ -126,6 +126,8 @@ def assemble(config: ConfigDict) -> Run:
     sharding.check_batch(mesh, "batch_size", config.batch_size, config.step.accumulate)
     teacher = load_teacher(data, mesh, **config.teacher) if config.teacher.workdir else None
     run = Run(config, data, augment, model, length, phases, optimizer, sparsity, mesh, teacher)
+    jax.eval_shape(partial(augment.on_device, num_classes=data.num_classes),
+                   run.abstract_batch(config.batch_size), jax.random.key(0))
     for phase in phases.distinct():
         run.objective(phase)
     return run

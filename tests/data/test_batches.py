@@ -60,6 +60,16 @@ def test_a_phase_sets_resolution_and_crops():
     assert len(np.unique(batch["image"][::2], axis=0)) == 4
 
 
+def test_repeated_examples_differ_in_their_augmentation():
+    batch = train(constant(Length(41, 6, 3, repeats=3), None), batch_size=6)[1]
+    a, b = order.shuffled(np.array([2, 3]), 41, 3, 0).tolist()
+    for row, (example, copy) in enumerate((x, copy) for x in (a, b) for copy in range(3)):
+        expected = AUGMENT.train(SOURCE.images[example], 12, order.generator(3, 0, example, copy))
+        np.testing.assert_array_equal(batch["image"][row], expected)
+        assert batch["label"][row] == SOURCE.labels[example]
+    assert len(np.unique(batch["image"], axis=0)) == 6
+
+
 @pytest.mark.parametrize("make,steps", [
     (train, 3), (lambda share=Share(): evaluation(10, share), 5)])
 @pytest.mark.parametrize("processes", [2, 4])

@@ -115,6 +115,30 @@ def test_resize_takes_the_whole_image():
     np.testing.assert_array_equal(out, expected[:, ::-1])
 
 
+@pytest.mark.parametrize("shape", [(40, 60), (60, 40), (50, 50)])
+def test_simple_random_crop_of_deit_iii(shape):
+    """Resize(24), RandomCrop(24, padding=4, padding_mode="reflect"), pixel by pixel."""
+    image, recipe, places = photo(*shape), RECIPE | {"crop": "src", "flip": 0.0}, []
+    height, width = (int(24 * side / min(shape)) for side in shape)
+    whole = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+    mirror = lambda i, side: side - 1 - abs(side - 1 - abs(i))
+    padded = np.array([[whole[mirror(i, height), mirror(j, width)] for j in range(-4, width + 4)]
+                       for i in range(-4, height + 4)])
+    for seed in range(600):
+        out = host.train(image, 24, np.random.default_rng(seed), **recipe)
+        top, left = (int(u * (side + 8 - 24 + 1)) for u, side in
+                     zip(np.random.default_rng(seed).random(2), (height, width)))
+        np.testing.assert_array_equal(out, padded[top:top + 24, left:left + 24])
+        places.append((top, left))
+    assert [len(set(axis)) for axis in zip(*places)] == [height + 8 - 23, width + 8 - 23]
+
+
+def test_simple_random_crop_of_a_tiny_image():
+    recipe = RECIPE | {"crop": "src"}
+    out = host.train(photo(8, 8)[:1, :2], 3, np.random.default_rng(0), **recipe)
+    assert out.shape == (3, 3, 3)
+
+
 @pytest.mark.parametrize("shape,size,eval_crop,resized", [
     ((375, 500), 224, 0.875, (256, 341)), ((500, 375), 224, 0.875, (341, 256)),
     ((301, 300), 224, 0.9, (248, 248)),

@@ -5,7 +5,7 @@ import pytest
 
 from vit_efficient.data import order
 from vit_efficient.data.batches import Share
-from vit_efficient.phases import Position
+from vit_efficient.phases import Length, Position, plain_position
 
 seeds, epochs = st.integers(0, 2 ** 32 - 1), st.integers(0, 1000)
 
@@ -74,6 +74,30 @@ def test_crop_major(batch_size, crops, first):
     count = order.slot_count(batch_size, crops)
     examples, copies = order.examples_at(np.arange(count), position, batch_size, length, 9)
     assert list(zip(examples.tolist(), copies.tolist())) == expected
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+@pytest.mark.parametrize("repeats", [1, 2, 3])
+def test_repeats_are_those_of_deits_sampler(repeats, processes):
+    """Its list, dealt to the processes in turns, each of which cuts its share into batches."""
+    length, batch_size, position = 100, 8, plain_position(Length(100, 8, 2, repeats))
+    entries = [(int(example), copy) for example in order.shuffled(np.arange(length), length, 5, 1)
+               for copy in range(repeats)]
+    dealt = [entries[rank:length:processes] for rank in range(processes)]
+    seen, each = [], batch_size // processes
+    for step in range(12):
+        expected = [pair for rank in dealt for pair in rank[step * each:(step + 1) * each]]
+        examples, copies = order.examples_at(np.arange(8), position(12 + step), 8, length, 5)
+        ours = list(zip(examples.tolist(), copies.tolist()))
+        assert sorted(ours) == sorted(expected)
+        seen += ours
+    assert len(set(seen)) == 96 and len({example for example, _ in seen}) == 96 // repeats
+
+
+def test_repeats_of_crops_are_told_apart():
+    examples, copies = order.examples_at(np.arange(24), Position(0, 0, 2, 3), 24, 50, 0)
+    assert len(set(zip(examples.tolist(), copies.tolist()))) == 24
+    assert len(set(examples.tolist())) == 4 and set(copies.tolist()) == set(range(6))
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])

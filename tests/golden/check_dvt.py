@@ -11,10 +11,12 @@ from flax import linen as nn, traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from tests.golden.fill import image
 from tests.golden.reader import Fixture
-from vit_efficient import interop, names, optim, zoo
+from vit_efficient import interop, names, objective, optim, zoo
+from vit_efficient.data import mixing
 from vit_efficient.dvt import reuse, t2t
 from vit_efficient.dvt.models import DVT
 from vit_efficient.dvt.transformer import Block, Transformer
@@ -346,8 +348,25 @@ def schedule(fixture: Fixture) -> None:
         fixture.expect(name, jax.vmap(rate)(jnp.arange(total)), rtol=1e-6, atol=1e-9)
 
 
+def mixup_targets(fixture: Fixture) -> None:
+    """Labels mixed by a share and smoothed, and both losses of logits against them."""
+    label, logits = (jnp.asarray(fixture.given(name)) for name in ("labels", "logits"))
+    batch = {"image": jnp.zeros((len(label), 1, 1, 3)),
+             "label": jax.nn.one_hot(label, logits.shape[-1])}
+    losses = []
+    for lam in fixture.config["lams"].plain():
+        mixed = mixing.blend(batch, jnp.full((1, 1), lam), lam)["label"]
+        target = objective.soft_targets(mixed, logits.shape[-1], 0.1)
+        fixture.expect(f"target_lam_{lam}", target, rtol=1e-6, atol=1e-7)
+        losses.append(optax.softmax_cross_entropy(logits, target).mean())
+    fixture.expect("soft_ce", jnp.stack(losses), rtol=1e-6)
+    target = objective.soft_targets(label, logits.shape[-1], 0.1)
+    fixture.expect("label_smoothing_ce", optax.softmax_cross_entropy(logits, target).mean(),
+                   rtol=1e-6)
+
+
 CHECKS = {"forward": forward, "intermediates": intermediates, "sinusoid": sinusoid,
           "upsample": upsample, "flops": flops, "init": init, "param_groups": param_groups,
-          "schedule": schedule}
+          "schedule": schedule, "mixup_targets": mixup_targets}
 LATER = {layout: "the DVT issue" for layout in
-         ("budgeted", "budgeted_edge", "mixup_targets", "train_step")}
+         ("budgeted", "budgeted_edge", "train_step")}

@@ -9,6 +9,8 @@ import jax
 import numpy as np
 
 from vit_efficient.data import order
+from vit_efficient.data.badrecords import BadRecords, substitutes
+from vit_efficient.data.images import BadImage
 from vit_efficient.data.sources import Source
 from vit_efficient.phases import Phases
 
@@ -50,6 +52,7 @@ class TrainBatches:
         self.seed, self.start, self.total = seed, start, phases.total
         # Not `phases` itself: a worker process must be able to unpickle this, and reads no scalars.
         self.phase_at, self.position = phases.phase_at, phases.position
+        self.bad = BadRecords(source.max_bad_records)
 
     def __len__(self) -> int:
         return max(0, self.total - self.start)
@@ -68,14 +71,24 @@ class TrainBatches:
         batch = _empty(len(examples), size)
         batch["weight"][:] = 1
         for row, (example, copy) in enumerate(zip(examples.tolist(), copies.tolist())):
-            image, batch["label"][row] = self.source[example]
-            rng = order.generator(self.seed, position.epoch, example, copy)
-            batch["image"][row] = self.transform(image, size, rng)
+            key = self.seed, position.epoch, example, copy
+            batch["image"][row], batch["label"][row] = self._image(example, size, key)
         return batch
+
+    def _image(self, example: int, size: int, key: tuple[int, ...]) -> tuple[np.ndarray, int]:
+        """Transformed image and label, of the next good example where this one is bad."""
+        for i in substitutes(example, len(self.source)):
+            try:
+                image, label = self.source[i]
+                return self.transform(image, size, order.generator(*key)), label
+            except BadImage as error:
+                self.bad.meet(i, error)
+        raise ValueError(f"{self.source}: holds no good record")
 
 
 class EvaluationBatches:
-    """Every example once, in the order of the source; rows beyond the last one are black, weight 0.
+    """Every example once, in the order of the source; rows beyond the last one, and those of bad
+    records, are black with weight 0.
 
     Any `batch_size`: each batch is filled up to a multiple of the parts that the mesh cuts it into.
     """
@@ -84,6 +97,7 @@ class EvaluationBatches:
                  share: Share):
         self.source, self.transform, self.share = source, transform, share
         self.batch_size, self.image_size = batch_size, image_size
+        self.bad = BadRecords(source.max_bad_records)
 
     def __len__(self) -> int:
         return -(-len(self.source) // self.batch_size)
@@ -94,9 +108,12 @@ class EvaluationBatches:
         first, end = i * self.batch_size, min((i + 1) * self.batch_size, len(self.source))
         for row, example in enumerate((first + rows).tolist()):
             if example < end:
-                image, batch["label"][row] = self.source[example]
-                batch["image"][row] = self.transform(image, self.image_size)
-                batch["weight"][row] = 1
+                try:
+                    image, batch["label"][row] = self.source[example]
+                    batch["image"][row] = self.transform(image, self.image_size)
+                    batch["weight"][row] = 1
+                except BadImage as error:
+                    self.bad.meet(example, error)
         return batch
 
 

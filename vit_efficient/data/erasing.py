@@ -21,8 +21,7 @@ def erase(batch: dict, key: jax.Array, *, probability: float, mode: str) -> dict
     if mode == "const":
         fill = jnp.zeros((), image.dtype)
     else:
-        shape = image.shape if mode == "pixel" else (len(image), 1, 1, 3)
-        fill = jax.random.normal(for_fill, shape, image.dtype)
+        fill = noise(for_fill, image.shape if mode == "pixel" else (len(image), 1, 1, 3))
     return batch | {"image": jnp.where(inside[..., None], fill, image)}
 
 
@@ -46,3 +45,19 @@ def boxes(key: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
         at = jnp.arange(side)
         return (start <= at) & (at < start + length)
     return along(0, H, heights)[:, :, None] & along(1, W, widths)[:, None, :]
+
+
+def noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Standard normal numbers, float32 `shape`, from 23 bits of a hash of their places each.
+
+    Most of them are thrown away, so they must be cheap: with `jax.random.normal` DeiT's transforms
+    of 64 images a chip took 2.3 instead of 1.8 ms (estimate of the compiler for v5e). Each image
+    (first axis) has its own two random words; the hash is "lowbias32" (C. Wellons, "Prospecting for
+    Hash Functions", 2018).
+    """
+    first, second = jax.random.bits(key, (2, shape[0]) + (1,) * (len(shape) - 1), jnp.uint32)
+    x = jnp.arange(math.prod(shape[1:]), dtype=jnp.uint32).reshape(shape[1:]) + first
+    x = (x ^ x >> 16) * jnp.uint32(0x7FEB352D)
+    x = (x ^ x >> 15) * jnp.uint32(0x846CA68B) + second
+    x = (x ^ x >> 16) >> 9
+    return math.sqrt(2) * jax.lax.erf_inv((2 * x + 1).astype(jnp.float32) / 2 ** 23 - 1)

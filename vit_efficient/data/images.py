@@ -37,7 +37,7 @@ def _decode(data: bytes, name: str) -> np.ndarray:
             if image.mode in ("I", "F"):
                 raise ValueError(f"pixels of 32 bits, mode {image.mode}")
             return np.asarray(image.convert("RGB"))
-    except Exception as error:                 # Pillow's readers meet damage with errors of any type
+    except Exception as error:                # Pillow's readers meet damage with errors of any type
         raise _bad(data, name, error) from error
 
 

@@ -17,30 +17,38 @@ def mix(batch: dict, key: jax.Array, *, mixup: float, cutmix: float, probability
     Raises:
       ValueError: an odd batch, in which one image has no partner.
     """
+    B, *size, _ = batch["image"].shape
+    if B % 2:
+        raise ValueError(f"batch_size = {B}: must be even, mixup and cutmix pair images")
+    return blend(batch, *weights(key, tuple(size), mixup=mixup, cutmix=cutmix,
+                                 probability=probability, switch_probability=switch_probability))
+
+
+def blend(batch: dict, own: jax.Array, share: jax.Array) -> dict:
+    """`batch` of which pixels keep the shares `own` [H, W] and labels `share` []; the rest is the
+    partner's."""
     image, label = batch["image"], batch["label"]
-    if len(image) % 2:
-        raise ValueError(f"batch_size = {len(image)}: must be even, mixup and cutmix pair images")
-    own = weights(key, image.shape[1:3], mixup=mixup, cutmix=cutmix, probability=probability,
-                  switch_probability=switch_probability)
     mixed = own[:, :, None] * image + (1 - own[:, :, None]) * image[::-1]
     if image.dtype == jnp.uint8:
         mixed = jnp.rint(mixed).astype(jnp.uint8)
-    share = own.mean()
     return batch | {"image": mixed, "label": share * label + (1 - share) * label[::-1]}
 
 
 def weights(key: jax.Array, size: tuple[int, int], *, mixup: float, cutmix: float,
-            probability: float, switch_probability: float) -> jax.Array:
+            probability: float, switch_probability: float) -> tuple[jax.Array, jax.Array]:
     """What each pixel keeps of its own image, float32 [H, W]: a constant (mixup), or 0 in a box and
-    1 around it (CutMix). Its mean is the share of the own label: of a box that reaches over the
-    edge, what is inside counts."""
+    1 around it (CutMix); and what the label keeps, float32 []: the constant, or the share of pixels
+    outside of the box, as it is after the image's edge has cut it."""
     for_whether, for_kind, for_share, for_box = jax.random.split(key, 4)
     switch = switch_probability if mixup and cutmix else float(cutmix > 0)
     cut = jax.random.uniform(for_kind) < switch
     alpha = jnp.where(cut, cutmix, mixup)
     share = jax.random.beta(for_share, alpha, alpha)
-    both = jnp.where(cut, box(for_box, size, share), jnp.full(size, share))
-    return jnp.where(jax.random.uniform(for_whether) < probability, both, 1.0)
+    outside = box(for_box, size, share)
+    mixed = jax.random.uniform(for_whether) < probability
+    # Not the mean of both: a float32 sum of a constant over the pixels is inexact.
+    return (jnp.where(mixed, jnp.where(cut, outside, share), 1.0),
+            jnp.where(mixed, jnp.where(cut, outside.mean(), share), 1.0))
 
 
 def box(key: jax.Array, size: tuple[int, int], share: jax.Array) -> jax.Array:
