@@ -83,8 +83,9 @@ def time_input(run: Run, count: int) -> dict[str, float]:
         begin = time.perf_counter()
         done = sum(1 for _ in itertools.islice(batches, count))
         seconds = time.perf_counter() - begin
+    share = share_of(sharding.batch_sharding(run.mesh))
     alone = TrainBatches(run.data.train, run.augment.train, run.phases, run.config.batch_size,
-                         run.image_size, share_of(sharding.batch_sharding(run.mesh)), run.config.seed, 0)
+                         run.image_size, share, run.config.seed, 0)
     alone[0]
     begin = time.process_time()
     images = sum(len(alone[i]["label"]) for i in range(1, min(len(alone), 1 + count)))
