@@ -1,6 +1,8 @@
 """The jobs that measure a config without training it: summary and benchmark."""
 import json
 
+import pytest
+
 from tests.runs import small_config
 import vit_efficient
 from vit_efficient.benchmark import benchmark
@@ -47,6 +49,11 @@ def test_benchmark_measures_every_phase_and_the_input(tmp_path, capsys):
     assert fine["relative_time"] == fine["relative_macs"] == 1 > coarse["relative_macs"]
     assert all(0 <= row["idle_share"] < 1 and row["images_per_second"] > 0
                for row in (coarse, fine))
-    assert result["input_images_per_second"] > 0
+    for row in (coarse, fine):
+        assert row["flops_per_second"] == pytest.approx(6 * row["macs"] * 64 / row["step_seconds"])
+        assert row["share_of_peak"] is None               # a CPU's is not in the table
+        assert row["with_input_images_per_second"] > 0 and 0 <= row["waiting_share"] <= 1
+        assert row["temporary_bytes"] > 0
+    assert result["input_images_per_second"] > 0 < result["input_images_per_second_and_core"]
     assert "stride 16, dilation 5" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()

@@ -1,18 +1,29 @@
-"""Speed of a run's own parts, as ratios within one process: the step of every phase, its input, and
-the host's share."""
+"""Speed of a run's own parts, as ratios within one process: the step of every phase, its input,
+both together, and the host's share; on demand the same step in timm."""
+import itertools
 import json
 from pathlib import Path
 import time
+from typing import Any, Literal
 
 import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from vit_efficient import device, sharding
-from vit_efficient.data.loader import train_batches
+from vit_efficient import device, sharding, state as states
+from vit_efficient.against import Timm, compare
+from vit_efficient.data import jpeg
+from vit_efficient.data.batches import TrainBatches, share_of
+from vit_efficient.data.loader import Batches, train_batches
+from vit_efficient.evaluate import make_program
 from vit_efficient.limits import Count
 from vit_efficient.phases import Phase
 from vit_efficient.run import Run, assemble
+
+# What the makers say of dense bfloat16, FLOP/s of a device, by the name that JAX gives it.
+PEAKS = {"TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5": 459e12, "TPU v5p": 459e12,
+         "TPU v6 lite": 918e12, "NVIDIA A100-SXM4-40GB": 312e12, "NVIDIA A100-SXM4-80GB": 312e12,
+         "NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12}
 
 
 def noise(run: Run, phase: Phase) -> dict:
@@ -64,40 +75,116 @@ def time_steps(run: Run, programs: dict, rounds: int, steps: int) -> tuple[dict,
                  for times in (seconds, idle))
 
 
-def time_input(run: Run, count: int) -> float:
-    """Images a second of the input alone, over `count` batches."""
-    with train_batches(run.data, run.augment, run.phases, run.config.batch_size,
-                       sharding.batch_sharding(run.mesh), run.config.seed, 0,
-                       **run.config.loader) as batches:
+def time_input(run: Run, count: int) -> dict[str, float]:
+    """Images a second of the input alone, over `count` batches: as the loader prepares them, and of
+    one core, by the processor time of preparing batches one after the other."""
+    with loader(run, 0) as batches:
         next(batches)
         begin = time.perf_counter()
-        done = sum(1 for _, _ in zip(range(count), batches))
-        return done * run.config.batch_size / (time.perf_counter() - begin)
+        done = sum(1 for _ in itertools.islice(batches, count))
+        seconds = time.perf_counter() - begin
+    share = share_of(sharding.batch_sharding(run.mesh))
+    alone = TrainBatches(run.data.train, run.augment.train, run.phases, run.config.batch_size,
+                         run.image_size, share, run.config.seed, 0)
+    alone[0]
+    begin = time.process_time()
+    images = sum(len(alone[i]["label"]) for i in range(1, min(len(alone), 1 + count)))
+    return {"input_images_per_second": done * run.config.batch_size / seconds,
+            "input_images_per_second_and_core": images / (time.process_time() - begin)}
+
+
+def time_together(run: Run, programs: dict, steps: int) -> dict[Phase, dict[str, float]]:
+    """Each phase's steps on real batches: images a second, and the share of the time in which a
+    step waited for its batch."""
+    state, frozen, rows = run.fresh_state(), run.frozen(), {}
+    for phase, first in run.phases.distinct().items():
+        with loader(run, first) as batches:
+            state, _ = programs[phase](state, frozen, next(batches))
+            jax.block_until_ready(state)
+            begin, batches.waited, done = time.perf_counter(), 0.0, 0
+            for batch in itertools.islice(batches, steps):
+                if run.phases.phase_at(first + done + 1) != phase:
+                    break
+                state, _ = programs[phase](state, frozen, batch)
+                done += 1
+            jax.block_until_ready(state)
+            seconds = time.perf_counter() - begin
+        rows[phase] = {"with_input_images_per_second": done * run.config.batch_size / seconds,
+                       "waiting_share": min(batches.waited / seconds, 1.0)}
+    return rows
+
+
+def loader(run: Run, start: int) -> Batches:
+    """The run's own batches from step `start` on."""
+    return train_batches(run.data, run.augment, run.phases, run.config.batch_size,
+                         sharding.batch_sharding(run.mesh), run.config.seed, start,
+                         **run.config.loader)
+
+
+def compare_with_timm(run: Run, programs: dict, rounds: int, steps: int) -> dict[str, Any]:
+    """`against.compare` of the last phase's training step, and of its evaluation pass."""
+    phase, frozen = list(programs)[-1], run.frozen()
+    batch, state = noise(run, phase), run.fresh_state()
+    program = make_program(run, phase)
+
+    def train(count: int) -> None:
+        nonlocal state
+        for _ in range(count):
+            state, _ = programs[phase](state, frozen, batch)
+        jax.block_until_ready(state)
+
+    def forward(count: int) -> None:
+        weights = states.weights(states.weight_fields(state))
+        jax.block_until_ready([program(weights, state.step, batch) for _ in range(count)])
+
+    timm = Timm(run.config, run.data.num_classes, run.image_size)
+    try:
+        return compare(timm, {"train": train, "forward": forward}, rounds, steps)
+    finally:
+        timm.close()
+
+
+def achieved(run: Run, macs: int, seconds: float) -> dict[str, float | None]:
+    """FLOP/s of a training step on all devices, counted as three forward passes of two FLOPs a
+    multiply-add, and their share of the devices' bfloat16 peak where that is known and meant."""
+    flops = 6 * macs * run.config.batch_size / seconds
+    peak = PEAKS.get(run.mesh.devices.flat[0].device_kind)
+    known = peak and run.config.dtype == "bfloat16"
+    return {"flops_per_second": flops,
+            "share_of_peak": flops / (peak * run.mesh.size) if known else None}
 
 
 def benchmark(config: ConfigDict, workdir: Path, *, rounds: Count = 5, steps: Count = 10,
-              input_batches: Count = 20, out: str = "") -> dict:
-    """Times the training step of every phase and the input pipeline; prints a table, returns it,
+              input_batches: Count = 20, against: Literal["timm"] | None = None,
+              out: str = "") -> dict:
+    """Times the training step of every phase, the input, and both; prints a table, returns it,
     stores it as JSON in the file `out`.
 
     The phases take turns in one process, so that their ratios stand whatever else the machine does.
+    `against=timm` times timm's model of the same name as well, eager and by `torch.compile`.
     """
     device.refuse_accidental_cpu()
     run = assemble(config)
     programs, compiling = compile_steps(run)
     seconds, idle = time_steps(run, programs, rounds, steps)
+    together = time_together(run, programs, steps)
     macs = {phase: sum(run.model.macs(**dict(phase.model)).values()) for phase in programs}
     last = list(programs)[-1]
     rows = {phase.label: {
         "step_seconds": seconds[phase], "relative_time": seconds[phase] / seconds[last],
         "macs": macs[phase], "relative_macs": macs[phase] / macs[last],
         "images_per_second": config.batch_size / seconds[phase],
-        "idle_share": idle[phase] / seconds[phase], "compile_seconds": compiling[phase]}
+        **achieved(run, macs[phase], seconds[phase]),
+        "idle_share": idle[phase] / seconds[phase], **together[phase],
+        "compile_seconds": compiling[phase],
+        "temporary_bytes": programs[phase].memory_analysis().temp_size_in_bytes}
         for phase in programs}
     result = {"model": config.model.name, "batch_size": config.batch_size, "dtype": config.dtype,
               "device": f"{run.mesh.size} x {jax.devices()[0].device_kind}", "phases": rows,
-              "input_images_per_second": time_input(run, input_batches),
+              "decoder": jpeg.decoder(), **time_input(run, input_batches),
               "peak_memory_bytes": device.peak_memory()}
+    if against:
+        result["against"] = compare_with_timm(run, programs, rounds, steps)
     print(table(result))
     if out:
         Path(out).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -109,12 +196,26 @@ def table(result: dict) -> str:
     lines = [f"{result['model']}, batch {result['batch_size']}, {result['dtype']}, "
              f"{result['device']}",
              f"{'phase':24}{'ms/step':>10}{'of last':>9}{'MACs of last':>14}{'images/s':>10}"
-             f"{'idle':>8}{'compile s':>11}"]
+             f"{'with input':>12}{'waiting':>9}{'idle':>7}{'GFLOP/s':>10}{'peak':>7}"
+             f"{'temp GiB':>10}{'compile s':>11}"]
     for name, row in result["phases"].items():
+        share = row["share_of_peak"]
         lines.append(
             f"{name:24}{1000 * row['step_seconds']:10.1f}{100 * row['relative_time']:8.1f}%"
             f"{100 * row['relative_macs']:13.1f}%{row['images_per_second']:10.0f}"
-            f"{100 * row['idle_share']:7.1f}%{row['compile_seconds']:11.1f}")
-    lines.append(f"input alone: {result['input_images_per_second']:.0f} images/s; peak memory "
+            f"{row['with_input_images_per_second']:12.0f}{100 * row['waiting_share']:8.1f}%"
+            f"{100 * row['idle_share']:6.1f}%{row['flops_per_second'] / 1e9:10.0f}"
+            f"{'-' if share is None else f'{100 * share:.1f}%':>7}"
+            f"{row['temporary_bytes'] / 2 ** 30:10.2f}{row['compile_seconds']:11.1f}")
+    lines.append(f"input alone: {result['input_images_per_second']:.0f} images/s, "
+                 f"{result['input_images_per_second_and_core']:.0f} a core (JPEG: "
+                 f"{result['decoder']}); peak memory "
                  f"{result['peak_memory_bytes'] / 2 ** 30:.2f} GiB")
-    return "\n".join(lines)
+    return "\n".join(lines + _timm_lines(result.get("against", {})))
+
+
+def _timm_lines(against: dict) -> list[str]:
+    lines = [f"{name:24}{row['ratio']:.2f} of its {against['clock']} time ({row['least']:.2f} to "
+             f"{row['largest']:.2f}): {row['seconds']:.3f} s, {row['timm_seconds']:.3f} s"
+             for name, row in against.items() if "/ timm" in name]
+    return lines + [f"timm {way}: {why}" for way, why in against.get("failed", {}).items()]

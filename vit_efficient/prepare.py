@@ -16,6 +16,7 @@ import time
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 import jax
 from ml_collections import ConfigDict
+import numpy as np
 from PIL import Image
 
 from vit_efficient.data import images as pixels
@@ -75,7 +76,7 @@ def smaller(data: bytes, name: str, short_side: int | None) -> bytes:
 
     Decodes in any case, so that every record of a prepared set is a whole image: BadImage if not.
     """
-    image = pixels.decode(data, name)
+    image = np.asarray(pixels.decode(data, name))
     height, width = image.shape[:2]
     if short_side is None or min(height, width) <= short_side:
         return data

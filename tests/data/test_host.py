@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from vit_efficient.data import host
+from vit_efficient.data import host, resize
 
 RECIPE = dict(crop="random_resized", scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), flip=0.5,
               interpolation="bicubic")
@@ -94,14 +94,14 @@ def test_training_image_is_pillows(interpolation):
             expected, flips = expected.transpose(Image.Transpose.FLIP_LEFT_RIGHT), flips + 1
         recipe = RECIPE | {"interpolation": interpolation}
         out = host.train(image, 32, np.random.default_rng(seed), **recipe)
-        np.testing.assert_array_equal(out, np.asarray(expected))
+        assert np.abs(out - np.asarray(expected, int)).mean() < 0.3  # test_resize.py tells more
     assert 10 < flips < 30
 
 
 def test_random_interpolation_is_one_of_the_two():
     image = photo(60, 60)
     recipe = RECIPE | {"crop": "resize", "flip": 0.0, "interpolation": "random"}
-    kinds = [np.asarray(Image.fromarray(image).resize((24, 24), f)) for f in host.FILTERS.values()]
+    kinds = [resize.resized(image, 24, 24, name) for name in resize.FILTERS]
     drawn = [host.train(image, 24, np.random.default_rng(seed), **recipe) for seed in range(60)]
     counts = [sum(np.array_equal(out, kind) for out in drawn) for kind in kinds]
     assert sum(counts) == 60 and min(counts) > 15
@@ -111,8 +111,8 @@ def test_resize_takes_the_whole_image():
     image = photo(40, 80)
     recipe = RECIPE | {"crop": "resize", "flip": 1.0}
     out = host.train(image, 20, np.random.default_rng(0), **recipe)
-    expected = Image.fromarray(image).resize((20, 20), Image.Resampling.BICUBIC)
-    np.testing.assert_array_equal(out, np.asarray(expected)[:, ::-1])
+    expected = resize.resized(image, 20, 20, "bicubic")
+    np.testing.assert_array_equal(out, expected[:, ::-1])
 
 
 @pytest.mark.parametrize("shape", [(40, 60), (60, 40), (50, 50)])

@@ -73,7 +73,7 @@ def _left():
 
 @pytest.mark.parametrize("options", [
     dict(threads=1), dict(threads=5, prefetch=1), dict(workers=1, threads=2),
-    dict(workers=2, threads=1, prefetch=3)])
+    dict(workers=2, threads=1, prefetch=3), dict(workers=3, threads=1)])
 def test_batches_do_not_depend_on_who_prepares_them(options):
     expected = TrainBatches(DIGITS.train, AUGMENT.train, PHASES, 128, 12, Share(), 0, 3)
     with batches(start=3, **options) as loaded:

@@ -4,6 +4,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vit_efficient.data import images
+from vit_efficient.data.jpeg import Jpeg
 
 
 class Encoded(NamedTuple):
@@ -25,7 +26,7 @@ class EncodedSource:
         """Example `i`, not decoded; OSError where its file cannot be read."""
         raise NotImplementedError
 
-    def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
+    def __getitem__(self, i: int) -> tuple[np.ndarray | Jpeg, int]:
         """Image uint8 [h, w, 3] and label; `images.BadImage` where there is no image."""
         data, name, label = self.encoded(i)
         return images.decode(data, name), label

@@ -1,4 +1,7 @@
-"""Transforms of one image on the host: uint8 [h, w, 3] -> uint8 [size, size, 3], with Pillow.
+"""Transforms of one image on the host: uint8 [h, w, 3] -> uint8 [size, size, 3].
+
+An image may also be a `jpeg.Jpeg`, which decodes its crop alone. Training images are resized fast,
+those of an evaluation by Pillow, as the papers' accuracies were measured.
 
 The rules are torchvision's (RandomResizedCrop, RandomHorizontalFlip, Resize, CenterCrop), which the
 papers' recipes use. Only `rng.random` is drawn from: NumPy keeps its stream, but not that of the
@@ -7,9 +10,9 @@ other distributions.
 import math
 
 import numpy as np
-from PIL import Image
 
-FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+from vit_efficient.data.resize import pillow_resized, resized
+
 SRC_PADDING = 4
 
 
@@ -45,7 +48,8 @@ def evaluate(image: np.ndarray, size: int, *, eval_crop: float, interpolation: s
     """The short side resized to `size / eval_crop`, then the centre of `size` by `size`."""
     height, width = image.shape[:2]
     short, least = int(size / eval_crop), min(height, width)
-    image = resized(image, int(short * height / least), int(short * width / least), interpolation)
+    image = pillow_resized(image, int(short * height / least), int(short * width / least),
+                           interpolation)
     top, left = (round((side - size) / 2) for side in image.shape[:2])
     return image[top:top + size, left:left + size]
 
@@ -66,9 +70,3 @@ def crop_box(height: int, width: int, scale: tuple[float, float], ratio: tuple[f
     w = max(1, min(width, round(height * ratio[1])))
     h = max(1, min(height, round(width / ratio[0])))
     return (height - h) // 2, (width - w) // 2, h, w
-
-
-def resized(image: np.ndarray, height: int, width: int, interpolation: str) -> np.ndarray:
-    """uint8 [h, w, 3] -> uint8 [height, width, 3]. A crop is cut out before (not handed over as
-    Pillow's `box`): the filter must not see the pixels around it."""
-    return np.asarray(Image.fromarray(image).resize((width, height), FILTERS[interpolation]))

@@ -5,10 +5,13 @@ RGB: gray three times, CMYK and palettes converted, an alpha channel dropped, th
 many; an EXIF orientation is ignored. 16-bit grays keep their upper eight bits. What is empty, cut
 off, damaged, no image or no 8- or 16-bit one is a BadImage.
 """
+from functools import partial
 import io
 
 import numpy as np
 from PIL import Image
+
+from vit_efficient.data import jpeg
 
 # Pillow's other readers start programs (EPS) or read what no data set holds.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "PPM", "TIFF")
@@ -18,8 +21,14 @@ class BadImage(ValueError):
     """Bytes that are not one whole image; the message names them."""
 
 
-def decode(data: bytes, name: str) -> np.ndarray:
-    """The pixels as RGB: uint8 [h, w, 3]; BadImage, with `name`, where there are none."""
+def decode(data: bytes, name: str) -> np.ndarray | jpeg.Jpeg:
+    """The pixels as RGB: uint8 [h, w, 3], of an ordinary JPEG as an array that decodes what is
+    looked at (see `jpeg.py`); BadImage, with `name`, where there are none."""
+    size = jpeg.size(data)
+    return jpeg.Jpeg(data, size, partial(_decode, name=name)) if size else _decode(data, name)
+
+
+def _decode(data: bytes, name: str) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             if image.mode.startswith("I;16"):

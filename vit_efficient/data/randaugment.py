@@ -9,7 +9,7 @@ import math
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-from vit_efficient.data.host import FILTERS
+from vit_efficient.data.resize import FILTERS
 
 COUNT, PROBABILITY, NOISE, LARGEST = 2, 0.5, 0.5, 10
 FILL = (124, 116, 104)                                  # ImageNet's mean colour

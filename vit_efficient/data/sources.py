@@ -21,8 +21,8 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
-        """Image uint8 [h, w, 3] of any size, and label; `images.BadImage` for a bad record, of
-        which a process accepts `max_bad_records`."""
+        """Image uint8 [h, w, 3] of any size (or a `jpeg.Jpeg`, which reads like one), and label;
+        `images.BadImage` for a bad record, of which a process accepts `max_bad_records`."""
 
 
 class Data(NamedTuple):
