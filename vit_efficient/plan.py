@@ -2,7 +2,7 @@
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
-import importlib.util
+from importlib.util import find_spec
 import json
 import os
 from pathlib import Path
@@ -50,7 +50,7 @@ def plan(config: ConfigDict, workdir: Path, *, topology: tuple[str, ...],
         not fit the pod; a data set of unknown size.
     """
     chips = {name: chip_of(name) for name in topology}
-    if importlib.util.find_spec("libtpu") is None:
+    if find_spec("libtpu") is None:
         raise ValueError("--job=plan needs the TPU's compiler, though no TPU: pip install libtpu "
                          "(Linux)")
     data = _data(config, examples, classes)
@@ -72,8 +72,9 @@ def plan(config: ConfigDict, workdir: Path, *, topology: tuple[str, ...],
 
 
 def floors(chip: Chip, devices: int, macs: float, cost: hlo.Cost) -> dict[str, float]:
-    """Seconds that a step takes at the least (a roofline): for its `macs` multiply-adds of all
-    devices at the peak, for its bytes at the memory's bandwidth, for what it sends at the links'."""
+    """Seconds that a step takes at the least (a roofline): for its `macs` multiply-adds, of all
+    devices, at their peak, for a device's bytes at its memory's bandwidth, for what it sends at
+    its links'."""
     return {"compute": 2 * macs / (devices * chip.peak),
             "memory": cost.bytes_moved / chip.bandwidth,
             "network": cost.bytes_sent / chip.network}
@@ -81,32 +82,37 @@ def floors(chip: Chip, devices: int, macs: float, cost: hlo.Cost) -> dict[str, f
 
 def largest_batch(used: Callable[[int], int | None], size: int, unit: int, memory: int,
                   trials: int = 6) -> int | None:
-    """The largest batch that was seen to fit, a multiple of `unit`, within a sixteenth.
+    """The largest batch that was seen to fit, a multiple of `unit`; None where none was.
 
-    `used(size)` is a device's bytes, or None where they do not fit in `memory`; after `size` and a
-    half or the double of it, each trial lies where the line through the last two reaches `memory`.
+    `used(size)` is a device's bytes, or None where the compiler finds no room. After `size` and its
+    double or half, a trial lies where the line through the last two reaches `memory`, or midway. It
+    ends a sixteenth below a size that does not fit, or after `trials`.
     """
-    fits: dict[int, int] = {}
-    count, below, above = max(size // unit, 1), 0, None
+    fits: list[tuple[int, int]] = []                    # (size in units, bytes), ascending
+    above, count = None, max(size // unit, 1)
     for _ in range(trials):
         need = used(count * unit)
         if need is None:
             above = count
         else:
-            fits[count], below = need, count
+            fits.append((count, need))
+        below = fits[-1][0] if fits else 0
         if above is not None and above - below <= max(1, below // 16):
             break
-        if above is None and len(fits) == 1:
-            count *= 2
-            continue
-        if len(fits) >= 2:
-            (a, bytes_a), (b, bytes_b) = sorted(fits.items())[-2:]
-            count = int(b + (memory - bytes_b) * (b - a) / max(bytes_b - bytes_a, 1))
-            count = min(count, 4 * b)
-        if above is not None and not below < count < above:
-            count = (below + above) // 2
-        count = max(count, below + 1)
+        count = _next_trial(fits, above, memory)
     return below * unit or None
+
+
+def _next_trial(fits: list[tuple[int, int]], above: int | None, memory: int) -> int:
+    """Between the largest size that fits and `above`, the smallest that does not."""
+    below = fits[-1][0] if fits else 0
+    guess = 2 * below
+    if len(fits) > 1:
+        (a, bytes_a), (b, bytes_b) = fits[-2:]
+        guess = min(b + int((memory - bytes_b) * (b - a) / max(bytes_b - bytes_a, 1)), 4 * b)
+    if above is not None and not below < guess < above:
+        guess = (below + above) // 2
+    return max(guess, below + 1)
 
 
 def _data(config: ConfigDict, examples: int | None, classes: int | None) -> Data:
@@ -151,23 +157,21 @@ def _mesh(config: ConfigDict, topology: str) -> jax.sharding.Mesh:
 def _plan_pod(run: Run, chip: Chip, largest: bool) -> dict[str, Any]:
     """The plan of one pod: its phases in order, the whole run, the largest batch."""
     steps = Counter(run.phases.phase_at(step) for step in range(run.phases.total))
-    rows = []
+    rows = {}
     for phase, first in run.phases.distinct().items():
         size = slot_count(run.config.batch_size, run.phases.position(first).crops)
-        row = {"phase": phase.label, "steps": steps[phase],
-               "epochs": steps[phase] / run.length.steps_per_epoch}
-        rows.append(row | _plan_phase(run, phase, size, chip))
-    fits = all(row["fits"] for row in rows)
-    hours = sum(row["steps"] * row["step_seconds"] for row in rows) / 3600 if fits else None
-    batch = None
-    if largest:
-        heaviest = max(run.phases.distinct(), key=lambda phase: next(
-            row["device_bytes"] or float("inf") for row in rows if row["phase"] == phase.label))
-        compiled = partial(_device_bytes, run, heaviest)
-        batch = largest_batch(compiled, run.config.batch_size,
-                              run.mesh.size * run.config.step.accumulate, chip.memory)
+        rows[phase] = {"phase": phase.label, "steps": steps[phase],
+                       "epochs": steps[phase] / run.length.steps_per_epoch,
+                       **_plan_phase(run, phase, size, chip)}
+    fits = all(row["fits"] for row in rows.values())
+    hours = (sum(row["steps"] * row["step_seconds"] for row in rows.values()) / 3600
+             if fits else None)
+    heaviest = max(rows, key=lambda phase: rows[phase]["device_bytes"] or float("inf"))
+    batch = largest_batch(partial(_device_bytes, run, heaviest), run.config.batch_size,
+                          run.mesh.size * run.config.step.accumulate,
+                          chip.memory) if largest else None
     return {"devices": run.mesh.size, "mesh": dict(run.mesh.shape), "chip": chip._asdict(),
-            "phases": rows, "hours": hours, "largest_batch": batch}
+            "phases": list(rows.values()), "hours": hours, "largest_batch": batch}
 
 
 def _plan_phase(run: Run, phase: Phase, size: int, chip: Chip) -> dict[str, Any]:
