@@ -5,8 +5,10 @@
 find_python() {
   local version candidate
   for version in "$@"; do
-    for candidate in "python$version" "${PYENV_ROOT:-${HOME:-}/.pyenv}/versions/$version".*/bin/python python3 python; do
-      if "$candidate" -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] != '$version')" 2>/dev/null; then
+    for candidate in "python$version" \
+        "${PYENV_ROOT:-${HOME:-}/.pyenv}/versions/$version".*/bin/python python3 python; do
+      if "$candidate" -c "import sys
+sys.exit('%d.%d' % sys.version_info[:2] != '$version')" 2>/dev/null; then
         command -v "$candidate"
         return
       fi
@@ -16,8 +18,9 @@ find_python() {
   return 1
 }
 
-# make_venv FOLDER PYTHON FILE...: makes the virtual environment FOLDER, unless it was made by the same
-# Python from the same lists; FILEs are the requirements, *constraints/* the constraints, others package names.
+# make_venv FOLDER PYTHON FILE...: makes the virtual environment FOLDER, unless it was made by the
+# same Python from the same lists; FILEs are requirements, *constraints/* constraints, others names of
+# packages.
 make_venv() {
   local folder=$1 python=$2 argument stamp arguments=()
   shift 2
@@ -31,7 +34,8 @@ make_venv() {
   stamp=$("$python" --version && for argument in "$@"; do
     if [ -f "$argument" ]; then cat "$argument"; else echo "$argument"; fi
   done)
-  if [ "$(cat "$folder/installed.txt" 2>/dev/null)" = "$stamp" ] && "$folder/bin/python" -c "" 2>/dev/null; then
+  if [ "$(cat "$folder/installed.txt" 2>/dev/null)" = "$stamp" ] \
+      && "$folder/bin/python" -c "" 2>/dev/null; then
     return
   fi
   echo "installing into $folder with $("$python" --version): about 1 GB, once" >&2

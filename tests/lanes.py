@@ -24,4 +24,5 @@ def exchange(folder: Path, lane: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    print(f"{sys.argv[2]} opened the checkpoints of", *exchange(Path(sys.argv[1]).resolve(), sys.argv[2]))
+    opened = exchange(Path(sys.argv[1]).resolve(), lane=sys.argv[2])
+    print(f"{sys.argv[2]} opened the checkpoints of", *opened)

@@ -177,10 +177,10 @@ def test_half_precision_is_widened_and_the_counters_of_thop_are_dropped(tiny):
 def test_a_plain_file_in_a_distilled_model_is_explained(tiny):
     model, state_dict = tiny
     plain = {name: array for name, array in state_dict.items() if "dist" not in name}
-    belongs = "head_dist belongs to a model with model.distilled, which "
-    with pytest.raises(ValueError, match=belongs + "this model is"):
+    comes = "head_dist comes with model.distilled, which only "
+    with pytest.raises(ValueError, match=comes + "this model has"):
         interop.from_torch(model, plain)
-    with pytest.raises(ValueError, match=belongs + "the file is"):
+    with pytest.raises(ValueError, match=comes + "the file has"):
         interop.from_torch(model.clone(distilled=False), state_dict)
 
 

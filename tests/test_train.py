@@ -126,14 +126,16 @@ def test_one_and_eight_devices_train_alike(name, options):
         np.testing.assert_allclose(three_steps(mesh), expected, rtol=1e-5)
 
 
-def lives(workdir: Path, kills: int, seed: int, config: dict,
-          delays: tuple[float, float]) -> list[dict[int, float]]:
-    """Runs the real command, kills it `kills` times at random moments, then lets it finish; the
-    losses in the metrics file after each kill."""
+def lives(workdir: Path, kills: int, seed: int, config: dict, ahead: int) -> list[dict[int, float]]:
+    """Runs the real command, kills it `kills` times at a random moment, at once or up to `ahead`
+    steps later, then lets it finish; the losses in the metrics file after each kill."""
     rng, seen = random.Random(seed), []
     for _ in range(kills):
+        goal = len(runs.losses(workdir)) + rng.randrange(ahead)
         process = runs.start(workdir, config=config)
-        time.sleep(rng.uniform(*delays))
+        while process.poll() is None and len(runs.losses(workdir)) < goal:
+            time.sleep(0.05)
+        time.sleep(rng.random())
         process.kill()
         process.wait()
         seen.append(runs.losses(workdir))
@@ -141,11 +143,11 @@ def lives(workdir: Path, kills: int, seed: int, config: dict,
     return [*seen, runs.losses(workdir)]
 
 
-def compare_lives(folder: Path, kills: int, seed: int, config: dict, delays) -> int:
+def compare_lives(folder: Path, kills: int, seed: int, config: dict, ahead: int) -> int:
     """Mismatches of losses and final state between a killed run and one left alone."""
     alone, killed = folder / "alone", folder / "killed"
-    lives(alone, 0, seed, config, delays)
-    expected, seen = runs.losses(alone), lives(killed, kills, seed, config, delays)
+    lives(alone, 0, seed, config, ahead)
+    expected, seen = runs.losses(alone), lives(killed, kills, seed, config, ahead)
     wrong = sum(expected[step] != loss for losses in seen for step, loss in losses.items())
     wrong += seen[-1].keys() != expected.keys()
     states = runs.final_state(alone), runs.final_state(killed)
@@ -161,8 +163,8 @@ def test_killed_runs_go_on_to_the_same_bits(tmp_path, request):
     """`--kills=20` does it as often and with the real digits config, shortened to 15 epochs."""
     kills = request.config.getoption("--kills")
     many = {"epochs": 15.0, "checkpoint.every_epochs": 0.5, "log.every": 1}
-    config, delays = (many, (6, 13)) if kills > 2 else (runs.SMALL, (4, 9))
-    assert compare_lives(tmp_path, kills, 0, config, delays) == 0
+    config, ahead = (many, 50) if kills > 2 else (runs.SMALL, 40)
+    assert compare_lives(tmp_path, kills, 0, config, ahead) == 0
 
 
 @pytest.mark.slow

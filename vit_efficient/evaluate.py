@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import optax
 
-from vit_efficient import device, objective as objectives, sharding, start as starts, state as states
+from vit_efficient import (device, objective as objectives, sharding, start as starts,
+                           state as states)
 from vit_efficient.data.loader import evaluation_batches
 from vit_efficient.limits import Count, Positive
 from vit_efficient.phases import Phase

@@ -253,8 +253,8 @@ def _hints(model: nn.Module, problems: Mapping[str, str], expected: Mapping[str,
     more, fewer = parts(given.keys() - expected.keys()), parts(expected.keys() - given.keys())
     for component, option in getattr(model, "optional", {}).items():
         if component in more ^ fewer:
-            yield (f"{component} belongs to a model with model.{option}, which "
-                   f"{'the file' if component in more else 'this model'} is")
+            yield (f"{component} comes with model.{option}, which only "
+                   f"{'the file' if component in more else 'this model'} has")
     if all(text.startswith("shape") for text in problems.values()):
         yield ("where only the class count or the image size differs, adapt = ('classes',) or "
                "('image_size',) makes the heads anew or resizes the position tables")

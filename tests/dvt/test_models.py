@@ -224,8 +224,8 @@ def test_constants_are_the_tables_and_the_kernels_of_performers():
 
 def test_a_file_with_another_reuse_says_which_option_it_needs():
     whole, plain = deit(), deit(feature_reuse=False)
-    with pytest.raises(ValueError, match="feature_resuse_mlp belongs to a model with feature_reuse"
-                       ", which the file is"):
+    with pytest.raises(ValueError, match="feature_resuse_mlp comes with model.feature_reuse, "
+                       "which only the file has"):
         interop.from_torch(plain, interop.to_torch(whole, filled(whole)))
-    with pytest.raises(ValueError, match="feature_reuse, which this model is"):
+    with pytest.raises(ValueError, match="feature_reuse, which only this model has"):
         interop.from_torch(whole, interop.to_torch(plain, filled(plain)))

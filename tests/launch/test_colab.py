@@ -1,4 +1,4 @@
-"""launch/colab/asvit.ipynb: stored clean, installs beside JAX, stops on an unwanted CPU, and runs."""
+"""launch/colab/asvit.ipynb: stored clean, installs beside JAX, stops on an unwanted CPU, runs."""
 import os
 from pathlib import Path
 import shutil
@@ -14,13 +14,17 @@ from tests.runs import ROOT, environment
 
 NOTEBOOK = ROOT / "launch" / "colab" / "asvit.ipynb"
 # A part of what a Colab machine has.
-COLAB = {"jax": "0.7.2", "jaxlib": "0.7.2", "jax-cuda12-plugin": "0.7.2", "numpy": "2.1.3", "flax": "0.11.2",
-         "optax": "0.2.8", "orbax-checkpoint": "0.12.4", "protobuf": "5.29.6", "Pillow": "11.3.0",
-         "ml_collections": "1.1.0"}
+COLAB = {"jax": "0.7.2", "jaxlib": "0.7.2", "jax-cuda12-plugin": "0.7.2", "numpy": "2.1.3",
+         "flax": "0.11.2", "optax": "0.2.8", "orbax-checkpoint": "0.12.4", "protobuf": "5.29.6",
+         "Pillow": "11.3.0", "ml_collections": "1.1.0"}
+
+
+def code_cells(notebook: nbformat.NotebookNode) -> list:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
 def first_cell() -> str:
-    return next(cell.source for cell in nbformat.read(NOTEBOOK, 4).cells if cell.cell_type == "code")
+    return code_cells(nbformat.read(NOTEBOOK, 4))[0].source
 
 
 @pytest.fixture
@@ -37,16 +41,16 @@ def checkout(tmp_path: Path) -> Path:
 def test_it_is_stored_without_outputs():
     notebook = nbformat.read(NOTEBOOK, 4)
     nbformat.validate(notebook)
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            assert not cell.outputs and cell.execution_count is None
-            compile(cell.source, cell.id, "exec")
+    for cell in code_cells(notebook):
+        assert not cell.outputs and cell.execution_count is None
+        compile(cell.source, cell.id, "exec")
 
 
 def test_it_installs_what_is_missing_and_keeps_jax(monkeypatch):
     names = {}
     exec(first_cell().partition("root = checkout()")[0], names)
-    distributions = [SimpleNamespace(metadata={"Name": name}, version=version) for name, version in COLAB.items()]
+    distributions = [SimpleNamespace(metadata={"Name": name}, version=version)
+                     for name, version in COLAB.items()]
     monkeypatch.setattr(names["metadata"], "distributions", lambda: distributions)
     calls = []
 
@@ -59,8 +63,10 @@ def test_it_installs_what_is_missing_and_keeps_jax(monkeypatch):
     (command, constraints), = calls
     asked = {word.partition(">")[0] for word in command}
     assert {"clu", "tensorboardX", "protobuf"} <= asked
-    assert not asked & {"jax", "numpy", "flax", "optax", "orbax-checkpoint", "pillow", "ml_collections"}
-    assert {"jax==0.7.2", "jaxlib==0.7.2", "jax-cuda12-plugin==0.7.2", "numpy==2.1.3"} <= set(constraints)
+    assert not asked & {"jax", "numpy", "flax", "optax", "orbax-checkpoint", "pillow",
+                        "ml_collections"}
+    assert {"jax==0.7.2", "jaxlib==0.7.2", "jax-cuda12-plugin==0.7.2",
+            "numpy==2.1.3"} <= set(constraints)
     assert "--upgrade" not in command and "-U" not in command
 
 
@@ -68,7 +74,8 @@ def test_it_asks_for_a_restart_where_an_old_protobuf_is_loaded(monkeypatch):
     names = {}
     exec(first_cell().partition("root = checkout()")[0], names)
     monkeypatch.setattr(names["metadata"], "distributions", lambda: [])
-    monkeypatch.setattr(names["subprocess"], "run", lambda command, **options: SimpleNamespace(returncode=0))
+    monkeypatch.setattr(names["subprocess"], "run",
+                        lambda command, **options: SimpleNamespace(returncode=0))
     monkeypatch.setitem(sys.modules, "google.protobuf", None)
     with pytest.raises(RuntimeError, match="Restart session"):
         names["install"](ROOT / "requirements.txt")
@@ -76,8 +83,8 @@ def test_it_asks_for_a_restart_where_an_old_protobuf_is_loaded(monkeypatch):
 
 def test_it_stops_on_an_unwanted_cpu(checkout):
     quick = {name: value for name, value in os.environ.items() if name != "QUICK"}
-    done = subprocess.run([sys.executable, "-c", first_cell()], cwd=checkout, env=quick | {"JAX_PLATFORMS": "cpu"},
-                          capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", first_cell()], cwd=checkout, text=True,
+                          capture_output=True, env=quick | {"JAX_PLATFORMS": "cpu"})
     assert done.returncode == 1
     assert "sees 8 x cpu" in done.stdout
     assert "only a CPU here: choose Runtime > Change runtime type" in done.stderr
@@ -85,9 +92,10 @@ def test_it_stops_on_an_unwanted_cpu(checkout):
 
 def test_it_runs_from_a_clean_kernel(checkout):
     notebook = nbformat.read(NOTEBOOK, 4)
-    nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(checkout)}}).execute(
+    place = {"metadata": {"path": str(checkout)}}
+    nbclient.NotebookClient(notebook, timeout=600, resources=place).execute(
         env=environment() | {"QUICK": "1"})
-    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
     text = "".join(output.get("text", "") for output in outputs)
     for stride, tokens in (16, "2 x  2 =  4"), (8, "4 x  4 = 16"), (4, "8 x  8 = 64"):
         assert f"stride {stride:2},  {tokens} tokens" in text

@@ -1,5 +1,5 @@
-"""What is installed: the lists name every import, the tested lists meet them, and the environments of
-the scripts are made once."""
+"""What is installed: the lists name every import, the tested lists meet them, and the scripts make
+their environments once."""
 import ast
 from importlib import metadata
 from pathlib import Path
@@ -13,7 +13,7 @@ import pytest
 from tests.runs import ROOT
 
 LISTS = ("requirements.txt", "tests/requirements.txt")
-# A stand-in for Python: `-m venv FOLDER` copies it there, `-m pip install ...` writes its arguments.
+# A stand-in for Python: `-m venv FOLDER` copies it there, `-m pip install` writes its arguments.
 PYTHON = r"""#!/bin/bash
 case "$1 $2" in
   "--version ") echo "Python 3.11.99" ;;
@@ -41,7 +41,8 @@ def imported(folder: str) -> set[str]:
     return names - sys.stdlib_module_names - {"vit_efficient", "tests"}
 
 
-@pytest.mark.parametrize("folder, lists", [("vit_efficient", LISTS[:1]), ("configs", LISTS[:1]), ("tests", LISTS)])
+@pytest.mark.parametrize("folder, lists", [
+    ("vit_efficient", LISTS[:1]), ("configs", LISTS[:1]), ("tests", LISTS)])
 def test_the_lists_name_every_import(folder, lists):
     named = set().union(*map(requirements, lists))
     providers = metadata.packages_distributions()
@@ -60,14 +61,16 @@ def test_the_tested_lists_meet_the_ranges(lane):
 
 @pytest.mark.parametrize("line", ["--lane=py310", "--lane="])
 def test_an_unknown_lane_is_refused(line):
-    done = subprocess.run(["bash", ROOT / "launch" / "test.sh", line], capture_output=True, text=True)
+    done = subprocess.run(["bash", ROOT / "launch" / "test.sh", line], capture_output=True,
+                          text=True)
     assert done.returncode == 2
     assert done.stderr == f"error: {line}: must be py311, newest or colab\n"
 
 
 def bash(folder: Path, line: str) -> subprocess.CompletedProcess:
-    return subprocess.run(["bash", "-euo", "pipefail", "-c", f'source "{ROOT}/launch/python.sh"; {line}'],
-                          cwd=folder, capture_output=True, text=True)
+    line = f'source "{ROOT}/launch/python.sh"; {line}'
+    return subprocess.run(["bash", "-euo", "pipefail", "-c", line], cwd=folder,
+                          capture_output=True, text=True)
 
 
 def test_a_missing_python_is_named(tmp_path):
@@ -77,9 +80,11 @@ def test_a_missing_python_is_named(tmp_path):
 
 
 def test_the_running_python_is_found(tmp_path):
-    done = bash(tmp_path, f'PATH="{Path(sys.executable).parent}:$PATH" find_python 3.99 %d.%d' % sys.version_info[:2])
-    version = subprocess.run([done.stdout.strip(), "--version"], capture_output=True, text=True).stdout
-    assert version.split()[1].split(".")[:2] == [str(part) for part in sys.version_info[:2]]
+    running = "%d.%d" % sys.version_info[:2]
+    place = Path(sys.executable).parent
+    done = bash(tmp_path, f'PATH="{place}:$PATH" find_python 3.99 {running}')
+    version = subprocess.check_output([done.stdout.strip(), "--version"], text=True)
+    assert version.startswith(f"Python {running}.")
 
 
 def test_an_environment_is_made_once_and_again_when_its_lists_change(tmp_path):
@@ -89,21 +94,22 @@ def test_an_environment_is_made_once_and_again_when_its_lists_change(tmp_path):
     (folder / "python").chmod(0o755)
     for name in "list.txt", "constraints/own.txt":
         (folder / name).write_text("jax\n")
-    log, line = folder / ".venv.log", 'make_venv .venv "$PWD/python" list.txt torch==1 constraints/own.txt'
+    log = folder / ".venv.log"
+    line = 'make_venv .venv "$PWD/python" list.txt torch==1 constraints/own.txt'
 
     def installs() -> list[str]:
         done = bash(folder, line)
         assert done.returncode == 0, done.stderr
         return log.read_text().splitlines()
-    assert installs() == ["-m pip install --quiet --disable-pip-version-check --requirement list.txt torch==1 "
-                          "--constraint constraints/own.txt"]
+    assert installs() == ["-m pip install --quiet --disable-pip-version-check "
+                          "--requirement list.txt torch==1 --constraint constraints/own.txt"]
     assert len(installs()) == 1
     (folder / "constraints/own.txt").write_text("jax==1\n")
     assert len(installs()) == 2
     line = line.replace("torch==1", "torch==2")
     assert len(installs()) == 3
     (folder / "list.txt").write_text("flax\n")
-    (folder / "fail").touch()                              # an installation that was cut off is done again
+    (folder / "fail").touch()                   # an installation that was cut off is done again
     assert bash(folder, line).returncode == 1
     (folder / "fail").unlink()
     assert len(installs()) == 4

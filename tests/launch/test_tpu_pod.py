@@ -1,5 +1,5 @@
-"""launch/tpu_pod.sh: what it prints, what it refuses, and what it does to workers that a stand-in for
-gcloud plays in folders."""
+"""launch/tpu_pod.sh: what it prints, what it refuses, and what it does to workers that a stand-in
+for gcloud plays in folders."""
 import os
 from pathlib import Path
 import shlex
@@ -25,7 +25,8 @@ case $4 in
   scp) for worker in worker0 worker1; do mkdir -p "$worker" && cp "$5" "$worker/${6#*:}"; done ;;
   ssh)
     case $command in
-      *"bash launch/tpu_worker.sh") command="${command%bash *} mkdir -p .venv/bin && cp ../../python .venv/bin/" ;;
+      *"bash launch/tpu_worker.sh")
+        command="${command%bash *} mkdir -p .venv/bin && cp ../../python .venv/bin/" ;;
     esac
     code=0
     for worker in worker0 worker1; do (cd "$worker" && exec bash -c "$command") & done
@@ -60,13 +61,15 @@ def cloud(tmp_path: Path) -> Path:
 
 def start(cloud: Path, *flags: str) -> subprocess.Popen:
     return subprocess.Popen(
-        ["bash", SCRIPT, *flags], cwd=cloud, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        ["bash", SCRIPT, *flags], cwd=cloud, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         env=os.environ | {"PATH": f"{cloud}:{os.environ['PATH']}", "TMPDIR": str(cloud)})
 
 
 def worker_words(command: list[str]) -> list[str]:
     """The words that a worker's shell makes of a command's --command=."""
-    return shlex.split(next(word for word in command if word.startswith("--command=")).partition("=")[2])
+    flag = next(word for word in command if word.startswith("--command="))
+    return shlex.split(flag.partition("=")[2])
 
 
 def test_a_dry_run_prints_the_commands():
@@ -75,8 +78,10 @@ def test_a_dry_run_prints_the_commands():
     assert describe == [*tpu, "describe", "pod", *place, "--format=value(state)"]
     assert create == [*tpu, "create", "pod", *place, "--accelerator-type=v5litepod-16",
                       "--version=v2-alpha-tpuv5-lite", "--spot"]
-    assert pack[0] == "tar" and {"vit_efficient", "configs", "launch", "requirements.txt"} <= set(pack)
-    assert copy[:5] == [*tpu, "scp"] and copy[6:] == ["pod:vit_efficient.tar.gz", *place, "--worker=all"]
+    assert pack[0] == "tar"
+    assert {"vit_efficient", "configs", "launch", "requirements.txt"} <= set(pack)
+    assert copy[:5] == [*tpu, "scp"]
+    assert copy[6:] == ["pod:vit_efficient.tar.gz", *place, "--worker=all"]
     for command in install, run:
         assert command[:9] == [*tpu, "ssh", "pod", *place, "--worker=all"]
     assert worker_words(run)[-5:] == [".venv/bin/python", "-m", "vit_efficient.main", *TRAIN[1:]]
@@ -84,8 +89,9 @@ def test_a_dry_run_prints_the_commands():
 
 def test_a_queued_request_and_a_setup():
     create = dry(*SLICE, "--queued", "--setup=mount 'my bucket'", *TRAIN)[1]
-    assert create == ["gcloud", "compute", "tpus", "queued-resources", "create", "pod", "--zone=us-central1-a",
-                      "--node-id=pod", "--accelerator-type=v5litepod-16", "--runtime-version=v2-alpha-tpuv5-lite"]
+    assert create == ["gcloud", "compute", "tpus", "queued-resources", "create", "pod",
+                      "--zone=us-central1-a", "--node-id=pod", "--accelerator-type=v5litepod-16",
+                      "--runtime-version=v2-alpha-tpuv5-lite"]
     setup = dry(*SLICE, "--setup=mount 'my bucket'", *TRAIN)[-2]
     assert worker_words(setup) == ["mount", "my bucket"]
 
@@ -97,19 +103,22 @@ def test_the_runtime_follows_the_type(type_, version):
     assert "--version=own" in dry(*SLICE[:2], f"--type={type_}", "--version=own", *TRAIN)[1]
 
 
+POD = "--name=pod --zone=us-central1-a --type=v4-8"
+
+
 @pytest.mark.parametrize("line, said", [
     ("--zone=us-central1-a --type=v4-8 -- --workdir=d", "--name=: must be lower-case"),
-    ("--name=Pod --zone=us-central1-a --type=v4-8 -- --workdir=d", "--name=Pod: must be lower-case"),
+    (f"{POD} --name=Pod -- --workdir=d", "--name=Pod: must be lower-case"),
     ("--name=pod --type=v4-8 -- --workdir=d", "--zone=: must be a zone"),
-    ("--name=pod --zone=us-central1 --type=v4-8 -- --workdir=d", "--zone=us-central1: must be a zone"),
-    ("--name=pod --zone=us-central1-a --type=v4 -- --workdir=d", "--type=v4: must be"),
-    ("--name=pod --zone=us-central1-a --type=x7-8 -- --workdir=d", "--type=x7-8: needs a --version"),
-    ("--name=pod --zone=us-central1-a --type=v4-8 --sport -- --workdir=d", "--sport: no such option"),
-    ("--name=pod --zone=us-central1-a --type=v4-8 --config=asvit", "flags of the training command come after --"),
-    ("--name=pod --zone=us-central1-a --type=v4-8", "flags of the training command are missing"),
-    ("--name=pod --zone=us-central1-a --type=v4-8 --", "flags of the training command are missing"),
-    ("--name=pod --zone=us-central1-a --type=v4-8 -- --config=asvit", "needs --workdir=DIR"),
-    ("--name=pod --zone=us-central1-a --type=v4-8 -- --workdir=gs://b/run", "mount the bucket by --setup"),
+    (f"{POD} --zone=us-central1 -- --workdir=d", "--zone=us-central1: must be a zone"),
+    (f"{POD} --type=v4 -- --workdir=d", "--type=v4: must be"),
+    (f"{POD} --type=x7-8 -- --workdir=d", "--type=x7-8: needs a --version"),
+    (f"{POD} --sport -- --workdir=d", "--sport: no such option"),
+    (f"{POD} --config=asvit", "flags of the training command come after --"),
+    (POD, "flags of the training command are missing"),
+    (f"{POD} --", "flags of the training command are missing"),
+    (f"{POD} -- --config=asvit", "needs --workdir=DIR"),
+    (f"{POD} -- --workdir=gs://b/run", "mount the bucket by --setup"),
 ])
 def test_what_is_wrong_stops_before_a_command(cloud, line, said):
     running = start(cloud, *line.split())
@@ -126,8 +135,10 @@ def test_every_worker_gets_the_checkout_and_the_command(cloud):
         "describe", "create", "scp", "ssh", "ssh", "ssh"]
     for worker in cloud / "worker0", cloud / "worker1":
         home = worker / "vit_efficient"
-        assert (home / "arguments").read_text().splitlines() == ["-m", "vit_efficient.main", *TRAIN[1:]]
-        for file in "vit_efficient/main.py", "configs/asvit.py", "launch/tpu_worker.sh", "requirements.txt":
+        words = (home / "arguments").read_text().splitlines()
+        assert words == ["-m", "vit_efficient.main", *TRAIN[1:]]
+        for file in ("vit_efficient/main.py", "configs/asvit.py", "launch/tpu_worker.sh",
+                     "requirements.txt"):
             assert (home / file).read_bytes() == (SCRIPT.parents[1] / file).read_bytes()
         assert (worker / "setup").read_text().strip() == str(worker)
     assert "the slice pod stays, and costs: gcloud compute tpus tpu-vm delete pod" in out
