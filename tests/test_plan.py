@@ -2,13 +2,17 @@
 import importlib.util
 import json
 
+import jax
 import pytest
 
 from tests.runs import small_config
 from vit_efficient.chips import CHIPS
+from vit_efficient.config import store
 from vit_efficient.data.sources import open_data
 from vit_efficient.hlo import Cost
 from vit_efficient.plan import KNOWN, draw, floors, largest_batch, plan, table
+from vit_efficient.run import assemble
+from vit_efficient.sharding import make_mesh
 
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None,
                                   reason="libtpu, the TPU's compiler, is not installed")
@@ -74,8 +78,17 @@ def test_without_libtpu_the_message_says_what_to_install(monkeypatch, tmp_path):
 
 def test_a_data_set_of_unknown_size_asks_for_its_numbers(with_libtpu, tmp_path):
     config = small_config(data__source="imagefolder", data__path=str(tmp_path / "none"))
-    with pytest.raises(ValueError, match="--examples and --classes"):
+    with pytest.raises(ValueError, match="--examples and --num_classes"):
         plan(config, tmp_path, topology=("v5e:4x4",))
+
+
+def test_a_teacher_that_is_only_compiled_needs_no_checkpoint(tmp_path):
+    teacher = small_config()
+    store(teacher, tmp_path)
+    config = small_config(teacher__workdir=str(tmp_path), objective__name="soft_labels")
+    frozen = assemble(config, mesh=make_mesh()).frozen()["teacher"]
+    shapes = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
+    assert shapes(frozen["params"]) == shapes(assemble(teacher).abstract_state().params)
 
 
 def test_the_table_and_the_picture_show_every_phase(tmp_path):

@@ -1,7 +1,6 @@
 """What a run would take on a TPU pod that is not there: its real steps compiled ahead of time."""
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
 from importlib.util import find_spec
 import json
 import os
@@ -34,7 +33,7 @@ UNKNOWN = (
 
 
 def plan(config: ConfigDict, workdir: Path, *, topology: tuple[str, ...],
-         price: NonNegative = 0.0, examples: Count | None = None, classes: Count | None = None,
+         price: NonNegative = 0.0, examples: Count | None = None, num_classes: Count | None = None,
          largest: bool = True, out: str = "") -> dict:
     """Compiles every phase's training step for each pod of `topology` and says what it costs;
     prints a table, returns it, stores it as JSON in `out` and a picture beside it.
@@ -42,8 +41,8 @@ def plan(config: ConfigDict, workdir: Path, *, topology: tuple[str, ...],
     Args:
       topology: pods by chip and sides: v5e:4x4,v5p:4x4x4 (v4, v5e, v5p, v6e).
       price: of one chip for an hour, in any currency; 0 leaves the cost out.
-      examples, classes: of the training set, where neither its name nor its folder tells them.
-      largest: search for the largest batch that fits as well, in up to six more compilations.
+      examples, num_classes: of the training set, where neither its name nor its folder tells them.
+      largest: search for the largest batch that fits as well, in up to five more compilations.
       out: by default WORKDIR/plan.json.
     Raises:
       ValueError: libtpu is not installed; a pod that does not exist; a batch or a mesh that does
@@ -53,9 +52,9 @@ def plan(config: ConfigDict, workdir: Path, *, topology: tuple[str, ...],
     if find_spec("libtpu") is None:
         raise ValueError("--job=plan needs the TPU's compiler, though no TPU: pip install libtpu "
                          "(Linux)")
-    data = _data(config, examples, classes)
-    pods = {name: _plan_pod(assemble(config, data, _mesh(config, name)), chip, largest)
-            for name, chip in chips.items()}
+    data = _data(config, examples, num_classes)
+    runs = {name: assemble(config, data, _mesh(config, name)) for name in chips}
+    pods = {name: _plan_pod(run, chips[name], largest) for name, run in runs.items()}
     for pod in pods.values():
         if pod["hours"] is not None:
             pod["chip_hours"] = pod["hours"] * pod["devices"]
@@ -115,17 +114,17 @@ def _next_trial(fits: list[tuple[int, int]], above: int | None, memory: int) -> 
     return max(guess, below + 1)
 
 
-def _data(config: ConfigDict, examples: int | None, classes: int | None) -> Data:
+def _data(config: ConfigDict, examples: int | None, num_classes: int | None) -> Data:
     """The numbers of the training set: from the flags, the table, or the data themselves."""
     name = (config.data.get("name") or config.data.source).partition("/")[0]
     known = KNOWN.get(name, (None, None))
-    count, kinds = examples or known[0], classes or known[1]
+    count, kinds = examples or known[0], num_classes or known[1]
     if count is None or kinds is None:
         try:
             return open_data(**config.data)
         except (ValueError, FileNotFoundError) as error:
             raise ValueError(f"--job=plan needs no images, but the size of the training set: give "
-                             f"--examples and --classes ({error})") from error
+                             f"--examples and --num_classes ({error})") from error
     absent = _Absent(count, kinds)
     return Data(absent, absent, kinds, config.data.image_size)
 
@@ -167,9 +166,12 @@ def _plan_pod(run: Run, chip: Chip, largest: bool) -> dict[str, Any]:
     hours = (sum(row["steps"] * row["step_seconds"] for row in rows.values()) / 3600
              if fits else None)
     heaviest = max(rows, key=lambda phase: rows[phase]["device_bytes"] or float("inf"))
-    batch = largest_batch(partial(_device_bytes, run, heaviest), run.config.batch_size,
-                          run.mesh.size * run.config.step.accumulate,
-                          chip.memory) if largest else None
+    batch = None
+    if largest:
+        given = {run.config.batch_size: rows[heaviest]["device_bytes"]}
+        used = lambda size: (given[size] if size in given else _device_bytes(run, heaviest, size))
+        batch = largest_batch(used, run.config.batch_size,
+                              run.mesh.size * run.config.step.accumulate, chip.memory)
     return {"devices": run.mesh.size, "mesh": dict(run.mesh.shape), "chip": chip._asdict(),
             "phases": list(rows.values()), "hours": hours, "largest_batch": batch}
 
