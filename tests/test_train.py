@@ -163,7 +163,7 @@ def test_killed_runs_go_on_to_the_same_bits(tmp_path, request):
     """`--kills=20` does it as often and with the real digits config, shortened to 15 epochs."""
     kills = request.config.getoption("--kills")
     many = {"epochs": 15.0, "checkpoint.every_epochs": 0.5, "log.every": 1}
-    config, ahead = (many, 50) if kills > 2 else (runs.SMALL, 40)
+    config, ahead = (many, 30) if kills > 2 else (runs.SMALL, 40)
     assert compare_lives(tmp_path, kills, 0, config, ahead) == 0
 
 
