@@ -6,11 +6,11 @@ import jax
 import pytest
 
 from tests.runs import small_config
-from vit_efficient.chips import CHIPS
+from vit_efficient.chips import CHIPS, chip_of
 from vit_efficient.config import store
 from vit_efficient.data.sources import open_data
 from vit_efficient.hlo import Cost
-from vit_efficient.plan import KNOWN, draw, floors, largest_batch, plan, table
+from vit_efficient.plan import KNOWN, _mesh, draw, floors, largest_batch, plan, table
 from vit_efficient.run import assemble
 from vit_efficient.sharding import make_mesh
 
@@ -130,6 +130,13 @@ def test_a_plan_of_two_phases_on_a_pod_that_is_not_there(tmp_path, capsys):
     assert json.loads((tmp_path / "plan.json").read_text())["pods"].keys() == {"v5e:2x2"}
     assert (tmp_path / "plan.png").exists()
     assert "stride 4, dilation 1" in capsys.readouterr().out
+
+
+@needs_libtpu
+@pytest.mark.parametrize("topology, chips", [
+    ("v4:2x2x4", 16), ("v5e:2x4", 8), ("v5p:2x2x2", 8), ("v6e:4x4", 16)])
+def test_a_chip_is_one_device(topology, chips):
+    assert _mesh(small_config(), topology, chip_of(topology)).size == chips
 
 
 @needs_libtpu

@@ -53,7 +53,8 @@ def plan(config: ConfigDict, workdir: Path, *, topology: tuple[str, ...],
         raise ValueError("--job=plan needs the TPU's compiler, though no TPU: pip install libtpu "
                          "(Linux)")
     data = _data(config, examples, num_classes)
-    runs = {name: assemble(config, data, _mesh(config, name)) for name in chips}
+    runs = {name: assemble(config, data, _mesh(config, name, chip))
+            for name, chip in chips.items()}
     pods = {name: _plan_pod(run, chips[name], largest) for name, run in runs.items()}
     for pod in pods.values():
         if pod["hours"] is not None:
@@ -139,14 +140,15 @@ class _Absent:
         return self._count
 
 
-def _mesh(config: ConfigDict, topology: str) -> jax.sharding.Mesh:
+def _mesh(config: ConfigDict, topology: str, chip: Chip) -> jax.sharding.Mesh:
     """The config's mesh on the devices of a pod that is described to the compiler."""
     # libtpu asks the cloud's metadata service where it runs, and lets one process in at a time.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     from jax.experimental import topologies
+    options = {"chip_config_name": chip.config} if chip.config else {}
     try:
-        pod = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+        pod = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
     except Exception as error:
         raise ValueError(f"--topology={topology}: the TPU compiler knows no such pod "
                          f"({str(error).splitlines()[0]})") from error
