@@ -15,6 +15,7 @@ from vit_efficient.evaluate import evaluate
 from vit_efficient.export import export
 from vit_efficient.run import assemble
 from vit_efficient.weights import files
+from vit_efficient.zoo import create_model
 
 
 def numbered(state, number: int):
@@ -26,11 +27,16 @@ def numbered(state, number: int):
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory) -> Path:
+def fresh():
+    """The small run's state before the first step."""
+    return assemble(runs.small_config()).fresh_state()
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory, fresh) -> Path:
     """A run of two steps, the first of them the better one; not to be changed."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     run = assemble(runs.small_config())
-    fresh = run.fresh_state()
     store(run.config, folder)
     with Checkpoints(folder / "checkpoints") as checkpoints:
         checkpoints.save(1, numbered(fresh, 1), {"top1": 0.5}, run.fingerprint())
@@ -51,12 +57,12 @@ def read(path: Path) -> dict:
     return {k: np.asarray(v) for k, v in files.state_dict(files.read(path)).items()}
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-@pytest.mark.parametrize("flags, step, kind", [
-    ({}, 1, "ema"), ({"kind": "raw"}, 1, "raw"), ({"weights": "latest"}, 2, "ema"),
-    ({"weights": "2", "kind": "raw"}, 2, "raw")])
-def test_export_writes_the_weights_that_were_asked_for(workdir, tmp_path, suffix, flags, step,
-                                                       kind):
+@pytest.mark.parametrize("flags, step, kind, suffix", [
+    ({}, 1, "ema", ".pth"), ({"kind": "raw"}, 1, "raw", ".safetensors"),
+    ({"weights": "latest"}, 2, "ema", ".safetensors"),
+    ({"weights": "2", "kind": "raw"}, 2, "raw", ".pth")])
+def test_export_writes_the_weights_that_were_asked_for(workdir, tmp_path, flags, step, kind,
+                                                       suffix):
     config = runs.small_config()
     about = export(config, workdir, out=str(tmp_path / f"x{suffix}"), **flags)
     assert (about["step"], about["kind"]) == (step, kind)
@@ -101,11 +107,14 @@ def test_a_run_starts_from_a_file_a_run_or_a_step(workdir, tmp_path, source):
     else:
         path = workdir / source
     run = assemble(runs.small_config(init_from=str(path)))
-    given = start.given(run, tmp_path / "new")
-    assert equal(given, variables_at(workdir, 1, "ema"))
-    with Checkpoints(tmp_path / "new" / "checkpoints") as checkpoints:
+    assert equal(start.given(run, tmp_path / "new"), variables_at(workdir, 1, "ema"))
+
+
+def test_given_weights_are_the_state_before_the_first_step(workdir, fresh, tmp_path):
+    run = assemble(runs.small_config(init_from=str(workdir)))
+    given = start.given(run, tmp_path)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         step, state = start.first_state(run, checkpoints, given)
-    fresh = run.fresh_state()
     assert step == 0 and equal(state.params, given["params"])
     assert equal(state.ema["params"], given["params"])
     assert equal(state.opt_state, fresh.opt_state) and int(state.step) == 0
@@ -157,6 +166,18 @@ def test_an_export_of_another_architecture_is_noticed(workdir, tmp_path, caplog)
         f"made with model.arch = {runs.SMALL['model.arch']}, this run has {other.model.arch}"]
 
 
+def test_the_numbers_of_an_official_files_arguments_are_compared(tmp_path, caplog):
+    options = dict(width=16, depth=1, num_heads=2, patch_size=8, granularity=0.25)
+    model = create_model("scala", num_classes=3, image_size=16, **options)
+    state_dict = {name: np.zeros(place.shape, np.float32)
+                  for name, place in interop.layout(model).items()}
+    args = {"granularity": 0.125, "smallest_ratio": 0.25, "width": "unknown", "depth": True}
+    files.write(tmp_path / "x.pth", state_dict, container="model", extras={"args": args})
+    start.given_weights(model, str(tmp_path / "x.pth"), 0, options | {"smallest_ratio": 0.25})
+    assert [record.getMessage().partition(" was ")[2] for record in caplog.records] == [
+        "made with model.granularity = 0.125, this run has 0.25"]
+
+
 def test_evaluation_scores_a_file_as_the_run_it_came_from(workdir, tmp_path, capsys):
     export(runs.small_config(), workdir, out=str(tmp_path / "x.pth"), weights="1", kind="raw")
     there = evaluate(runs.small_config(), workdir, weights="1")
@@ -180,8 +201,7 @@ def test_by_the_real_command(workdir, tmp_path):
     done = run(workdir, "--job=export", f"--out={tmp_path / 'x.pth'}", "--weights=latest")
     assert done.returncode == 0 and "weights of step 2" in done.stdout, done.stderr
     (tmp_path / "half.pth").write_bytes((tmp_path / "x.pth").read_bytes()[:10_000])
-    for name, message in (("half.pth", "archive is damaged"), ("none.pth", "no such file")):
-        done = run(tmp_path / "new", f"--config.init_from={tmp_path / name}")
-        assert done.returncode == 2 and message in done.stderr, done.stderr
-        assert done.stderr.splitlines()[-1].startswith("error: init_from = ")
-        assert not (tmp_path / "new").exists()
+    done = run(tmp_path / "new", f"--config.init_from={tmp_path / 'half.pth'}")
+    assert done.returncode == 2 and "archive is damaged" in done.stderr, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: init_from = ")
+    assert not (tmp_path / "new").exists()

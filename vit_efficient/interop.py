@@ -2,7 +2,7 @@
 
 What a model declares: `order`, the components of its official names as the official constructors
 declare them; where the rule is not enough, `official_names(path)` (an array that the file lists
-more than once); `optional`, component -> the option of the model that brings it, for messages;
+more than once); `optional`, component -> the option of the model that brings it;
 `resize(table, shape)`, for a position table that is not resized as torch's bicubic; for the `.pth`
 of an export `container`, the key of the state_dict ("model" without it, "" for none), and
 `extras()`, what stands beside it.
@@ -21,7 +21,7 @@ import numpy as np
 from vit_efficient import names
 from vit_efficient.layers.position import bicubic, resize_bicubic
 
-ADAPT = ("classes", "image_size")
+ADAPT = ("classes", "image_size", "parts")
 COUNTED = ("total_ops", "total_params")     # left in a state_dict by the counter of multiply-adds
 LINES = 2000                                # of an error; no model has so many entries
 
@@ -40,8 +40,9 @@ class Place(NamedTuple):
     dtype: np.dtype
 
 
+@lru_cache(maxsize=128)
 def shapes(model: nn.Module) -> dict:
-    """Shapes and dtypes of the model's variables; nothing is computed."""
+    """Shapes and dtypes of the model's variables, not to be changed; nothing is computed."""
     side = model.image_size
     return jax.eval_shape(lambda: model.init(
         jax.random.key(0), jnp.zeros((1, side, side, 3)), train=False))
@@ -85,8 +86,9 @@ def from_torch(model: nn.Module, state_dict: Mapping[str, Any], *, adapt: Collec
       state_dict: official name -> array, or anything with `shape` and `dtype` that `np.asarray`
         reads; nothing is read before all names and shapes are right.
       adapt: what may differ: "classes" (the heads start anew, or are left out for `num_classes` 0),
-        "image_size" (position tables are resized).
-      seed: of the new heads.
+        "image_size" (position tables are resized), "parts" (what one of the model's options brings
+        and the file lacks starts anew: SViTE's selector beside DeiT's weights).
+      seed: of what starts anew.
     Raises:
       ValueError: lists every entry that is missing, not expected, of another shape or dtype, not
         finite, or unequal to another entry of the same array.
@@ -104,6 +106,9 @@ def from_torch(model: nn.Module, state_dict: Mapping[str, Any], *, adapt: Collec
         if "image_size" in adapt:
             tables, replaced = _resized(model, expected, given)
             fresh |= replaced
+        if "parts" in adapt:
+            fresh |= {place.path for name, place in expected.items() if name not in given
+                      and set(name.split(".")) & set(getattr(model, "optional", ()))}
     checked = {name: place for name, place in expected.items()
                if place.path not in fresh and place.path not in tables}
     if problems := _wrong(checked, given):

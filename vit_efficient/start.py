@@ -75,7 +75,7 @@ def steps(workdir: Path) -> list[int]:
 def given_weights(model: nn.Module, source: str, seed: int = 0,
                   options: Mapping[str, Any] = {}, *,
                   kind: Literal["raw", "ema"] | None = None,
-                  adapt: tuple[Literal["classes", "image_size"], ...] = ()) -> dict:
+                  adapt: tuple[Literal["classes", "image_size", "parts"], ...] = ()) -> dict:
     """The variables that a file, a workdir or one of its steps holds for `model`, numpy arrays.
 
     Args:
@@ -85,7 +85,8 @@ def given_weights(model: nn.Module, source: str, seed: int = 0,
       kind: raw or averaged weights; `None` takes those that the authors evaluate, and of a workdir
         the averaged ones where it has them.
       adapt: what may differ from the model: "classes" makes the heads anew (or leaves them out),
-        "image_size" resizes the position tables.
+        "image_size" resizes the position tables, "parts" makes anew what an option brings and the
+        weights lack, as a token selector.
     Raises:
       ValueError: they cannot be read or do not fit, with every reason.
     """
@@ -96,7 +97,7 @@ def given_weights(model: nn.Module, source: str, seed: int = 0,
         else:
             tree = files.read(path)
             state_dict = files.state_dict(tree, kind)
-            _compare(tree.get(files.OURS, {}), options, path)
+            _compare(tree, options, path)
         return interop.from_torch(model, state_dict, adapt=adapt, seed=seed)
     except (ValueError, FileNotFoundError) as error:
         raise ValueError(f"init_from = {source}: {error}") from error
@@ -155,13 +156,21 @@ def _model(config: ConfigDict, variables: dict) -> nn.Module:
     return make(max(counts, default=1))
 
 
-def _compare(about: Any, options: Mapping[str, Any], path: Path) -> None:
-    """Warns where an export says that its model had other options, which shapes may not show."""
-    there = about.get("model", {}) if isinstance(about, dict) else {}
-    for key, value in options.items() if isinstance(there, dict) else ():
+def _compare(tree: Mapping[str, Any], options: Mapping[str, Any], path: Path) -> None:
+    """Warns where a file says that its model had other options, which shapes may not show: an
+    export of ours, or the arguments of the authors' trainer (of theirs the numbers)."""
+    args, about = _dict(tree.get("args")), _dict(_dict(tree.get(files.OURS)).get("model"))
+    number = lambda value: type(value) in (int, float)
+    there = {key: value for key, value in args.items()
+             if number(value) and number(options.get(key))} | about
+    for key, value in options.items():
         if key not in FREE and key in there and _plain(there[key]) != _plain(value):
             log.warning("%s was made with model.%s = %s, this run has %s", path, key, there[key],
                         value)
+
+
+def _dict(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _plain(value: Any) -> Any:

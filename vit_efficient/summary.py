@@ -2,11 +2,15 @@
 from pathlib import Path
 
 from clu import parameter_overview
+from flax import linen as nn
 import jax
 from ml_collections import ConfigDict
 import numpy as np
 
+from vit_efficient import interop
+from vit_efficient.limits import Whole
 from vit_efficient.run import Run, assemble
+from vit_efficient.zoo import create_model
 
 
 def parameters(tree) -> int:
@@ -27,16 +31,39 @@ def overview(run: Run) -> str:
             f"{jax.devices()[0].device_kind}, mesh {dict(run.mesh.shape)}")
 
 
-def summary(config: ConfigDict, workdir: Path) -> dict[str, dict[str, int]]:
-    """Prints and returns `{part: {"parameters", "macs"}}`, and prints every parameter's shape;
-    nothing is written."""
-    run = assemble(config)
-    params, macs = run.abstract_state().params, run.model.macs()
+def table(model: nn.Module) -> dict[str, dict[str, int]]:
+    """`{part: {"parameters", "trained", "macs"}}` of one image, the last part `total`, from shapes
+    and closed formulas alone.
+
+    Parameters are those that the papers count: what no training moves (collection `constants`)
+    too, statistics of norms not.
+    """
+    variables, macs = interop.shapes(model), model.macs()
+    trained, fixed = variables["params"], variables.get("constants", {})
+    counted = {"parameters": (trained, fixed), "trained": (trained,)}
+    rows = {part: {key: sum(parameters(tree.get(part, {})) for tree in trees)
+                   for key, trees in counted.items()} | {"macs": macs.get(part, 0)}
+            for part in dict.fromkeys([*trained, *fixed, *macs])}
+    return rows | {"total": {key: sum(row[key] for row in rows.values())
+                             for key in (*counted, "macs")}}
+
+
+def summary(config: ConfigDict, workdir: Path, *,
+            num_classes: Whole | None = None) -> dict[str, dict[str, int]]:
+    """Prints and returns `table` of the config's model, and prints every parameter's shape; nothing
+    is written.
+
+    Args:
+      num_classes: by default that of the data; where it is given no data are needed.
+    """
+    if num_classes is None:
+        model = assemble(config).model
+    else:
+        model = create_model(num_classes=num_classes, image_size=config.data.image_size,
+                             dtype=config.dtype, **config.model)
+    params, rows = interop.shapes(model)["params"], table(model)
     print(parameter_overview.get_parameter_overview(params, include_stats=False))
-    rows = {name: {"parameters": parameters(params.get(name, {})), "macs": macs.get(name, 0)}
-            for name in dict.fromkeys([*params, *macs])}
-    rows["total"] = {"parameters": parameters(params), "macs": sum(macs.values())}
-    print(f"{'part':24} {'parameters':>16} {'multiply-adds':>20}")
-    for name, row in rows.items():
-        print(f"{name:24} {row['parameters']:>16,} {row['macs']:>20,}")
+    print(f"{'part':24} {'parameters':>16} {'trained':>16} {'multiply-adds':>20}")
+    for part, row in rows.items():
+        print(f"{part:24} {row['parameters']:>16,} {row['trained']:>16,} {row['macs']:>20,}")
     return rows

@@ -1,9 +1,20 @@
 """Every model by name: the rooms' `VARIANTS`, as timm has them."""
+from dataclasses import fields
 from fnmatch import fnmatch
+from functools import cache
+from inspect import Parameter
+from typing import Any, Literal
 
 from flax import linen as nn
+import jax
+import jax.numpy as jnp
 
+from vit_efficient.limits import Count, Whole
 from vit_efficient.rooms import door, doors
+from vit_efficient.values import check, hint, keywords
+
+# What every model takes, beside its own keywords.
+COMMON = {"num_classes": Whole, "image_size": Count, "dtype": Literal["float32", "bfloat16"]}
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -11,9 +22,50 @@ def list_models(pattern: str = "*") -> list[str]:
     return sorted(name for name in doors("models") if fnmatch(name, pattern))
 
 
-def create_model(name: str, **options) -> nn.Module:
-    """The Flax module of that name, with `num_classes`, `image_size`, `dtype`, its own keywords.
+def create_model(name: str, *, features_only: bool = False, **options) -> nn.Module:
+    """The Flax module of that name.
 
-    Raises ValueError for an unknown name or a value that the variant does not allow.
+    Args:
+      features_only: the model returns the dict of its method `features` instead of logits: stages'
+        `grids` (As-ViT, SReT) or named intermediates. Its variables are the same.
+      options: `num_classes` (0: no head, the output is what the head would read), `image_size`,
+        `dtype`, and the variant's own keywords.
+    Raises:
+      ValueError: for an unknown name, or with every option that the variant does not have or allow.
     """
-    return door("models", name)(**options)
+    model = door("models", name)(**_checked(name, options))
+    if not features_only:
+        return model
+    own = {field.name: getattr(model, field.name) for field in fields(model)}
+    return _feature_model(type(model))(**own)
+
+
+def _checked(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The options, each as its annotation asks for it."""
+    own = keywords(door("models", name))
+    known = COMMON | {key: parameter.annotation for key, parameter in own.items()}
+    checked, problems = {}, []
+    for key, value in options.items():
+        if key == "dtype" and not isinstance(value, str):
+            value = jnp.dtype(value).name
+        if key not in known:
+            problems.append(f"model.{key} = {value!r}: {name} has no such option"
+                            f"{hint(key, known)} (it has {', '.join(known)})")
+            continue
+        try:
+            checked[key] = check(value, known[key])
+        except ValueError as error:
+            problems.append(f"model.{key} = {value!r}: {error}")
+    problems += [f"model.{key} is missing: {name} needs it" for key, parameter in own.items()
+                 if parameter.default is Parameter.empty and key not in options]
+    if problems:
+        raise ValueError("\n  ".join(problems))
+    return checked
+
+
+@cache
+def _feature_model(model: type[nn.Module]) -> type[nn.Module]:
+    """The class of models that return what the `features` of `model` return."""
+    def __call__(self, images: jax.Array, **options) -> dict:
+        return self.features(images, **options)
+    return type(model.__name__, (model,), {"__call__": __call__, "__module__": model.__module__})

@@ -150,6 +150,22 @@ def test_the_scale_of_the_queries_is_an_option():
     assert np.abs(default - other).max() > 1e-4
 
 
+@pytest.mark.parametrize("options", [
+    dict(drop_rate=0.3, scan=True), dict(attn_drop_rate=0.3)])
+def test_dropout_acts_in_training_alone(options):
+    made, x = model(drop_path=0.0, **options), picture(64)
+    variables = weights(model())
+
+    @jax.jit
+    def run(key):
+        drop = partial(made.apply, variables, x, train=True)
+        return made.apply(variables, x), drop(rngs={"dropout": key})
+
+    (plain, first), (_, second) = (run(jax.random.key(seed)) for seed in range(2))
+    np.testing.assert_allclose(plain, features(model(), x)["logits"], atol=1e-5)
+    assert np.abs(first - plain).max() > 1e-3 and np.abs(first - second).max() > 1e-3
+
+
 def test_bfloat16_inside_and_float32_at_the_ends():
     made = model(dtype="bfloat16", ape=True)
     variables, image = abstract(made)

@@ -23,6 +23,7 @@ from vit_efficient.layers.blocks import linear_rates
 from vit_efficient.phases import Length, Phase
 
 RTOL = 1e-5                 # of an array's largest entry; spec 15 calls it typical
+RENAMED = {"drop_path_rate": "drop_path", "use_checkpoint": "remat"}
 NAMES = {"18.7": "p18", "37.4": "p37", "56.2": "p56", "figure": "figure"}
 SPACE = (                   # spec 1: what is searched, in the order of the policy's decisions
     {"KERNEL_CHOICE1": [4, 5, 6, 7, 8]} | {f"KERNEL_CHOICE{i}": [2, 3, 4] for i in (2, 3, 4)}
@@ -31,18 +32,23 @@ SPACE = (                   # spec 1: what is searched, in the order of the poli
 
 
 def build(config: Tracked, image_size: int) -> AsViT:
-    """The model that the authors' constructor makes of a string and its options."""
+    """The model that the authors' constructor makes of a string and its options; `hidden` and
+    `depths` stand in place of the string's."""
     options = dict(config["kwargs"].plain()) if "kwargs" in config else {}
     options |= {name: config[name] for name in ("ape", "num_classes") if name in config}
-    if "drop_path_rate" in options:
-        options["drop_path"] = options.pop("drop_path_rate")
-    return asvit(image_size=image_size, arch=config["arch"], **options)
+    image_size, arch = options.pop("img_size", image_size), topology.parse(config["arch"])
+    if "hidden" in config:
+        arch = arch._replace(width=config["hidden"])
+    if "depths" in config:
+        arch = arch._replace(depths=tuple(config["depths"]))
+    return asvit(image_size=image_size, arch=str(arch),
+                 **{RENAMED.get(name, name): value for name, value in options.items()})
 
 
 def opened(fixture: Fixture) -> tuple[AsViT, dict, np.ndarray]:
     """A file's model, variables and images; the variables must give back the file, in its order."""
     source = fixture.config["image"].plain()
-    assert "NHWC" in source["layout"]
+    assert source["layout"] == "NHWC of fill.image"
     side = fixture.config.get("img", source["size"])
     model, state_dict = build(fixture.config, side), fixture.state_dict()
     variables = interop.from_torch(model, state_dict)
@@ -79,9 +85,10 @@ def forward(fixture: Fixture) -> None:
     """A whole model in evaluation, its size, what its modules put out; bfloat16 beside float32."""
     model, variables, images = opened(fixture)
     assert fixture.config["mode"] == "eval"
-    assert fixture.config["num_parameters"] == parameters(model)
+    assert fixture.config["num_parameters"] == parameters(variables["params"])
     taps = {name.partition("/")[2] for name in fixture.matching("tap/*")}
-    out = watched(model, variables, images, taps)
+    # Only blocks that run one by one can be watched; a scan compiles one of each stage.
+    out = watched(model.clone(scan=not taps), variables, images, taps)
     for name in "logits", "pooled_norm", "pooled_raw":
         expect(fixture, name, out[name])
     for name in taps:
@@ -95,8 +102,8 @@ def forward(fixture: Fixture) -> None:
     assert np.sqrt(np.mean((half - out["logits"]) ** 2)) < 0.05 * np.std(out["logits"])
 
 
-def parameters(model: AsViT) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(interop.shapes(model)["params"]))
+def parameters(tree: dict) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
 def retokenize(fixture: Fixture) -> None:
@@ -121,8 +128,8 @@ def gradients(fixture: Fixture) -> None:
     model, variables, images = opened(fixture)
     config = fixture.config
     assert config["loss"] == "mean cross entropy with hard labels"
-    supervised = objective.supervised(
-        objective.bind(model.clone(drop_path=0.0), Phase(), {}), Phase(), None)
+    still = model.clone(drop_path=0.0, drop_rate=0.0, attn_drop_rate=0.0)
+    supervised = objective.supervised(objective.bind(still, Phase(), {}), Phase(), None)
     batch = {"image": images, "label": jnp.array(config["labels"].plain())}
     (loss, _), grads = jax.jit(supervised.gradients)(
         variables["params"], {"collections": {}, "step": 0}, batch, jax.random.key(0))
@@ -176,7 +183,7 @@ def counts(fixture: Fixture) -> None:
     found = []
     for row in fixture.config["rows"]:
         model = build(row, row["img"])
-        found.append((parameters(model), sum(model.macs().values())))
+        found.append((parameters(interop.shapes(model)["params"]), sum(model.macs().values())))
         assert found[-1] == (row["params"], row["macs"])
     for i, name in enumerate(["num_params", "macs"]):
         fixture.expect(name, [row[i] for row in found])

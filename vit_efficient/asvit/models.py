@@ -87,6 +87,8 @@ class Block(nn.Module):
     num_mlps: int
     qkv_bias: bool
     qk_scale: float | None
+    drop: float
+    attn_drop: float
     dtype: jnp.dtype
 
     @nn.compact
@@ -100,13 +102,15 @@ class Block(nn.Module):
             windows = windows.reshape(B, split, w, split, w, D).swapaxes(2, 3)
             windows = windows.reshape(B * split ** 2, w * w, D)
         out = Attention(self.num_heads, D // self.num_heads, self.qk_scale, self.qkv_bias,
-                        self.dtype, name="attn")(windows)
+                        self.dtype, attn_drop=self.attn_drop, drop=self.drop,
+                        name="attn")(windows, train)
         if split > 1:
             out = out.reshape(B, split, split, w, w, D).swapaxes(2, 3).reshape(B, N, D)
         x = x + drop_path(self, out, rate, train)
         for m in range(self.num_mlps):
             out = LayerNorm(EPSILON, dtype=self.dtype, name=f"mlps_{m}_0")(x)
-            out = Mlp(D * self.mlp_ratio, self.dtype, name=f"mlps_{m}_1")(out)
+            out = Mlp(D * self.mlp_ratio, self.dtype, drop=self.drop, name=f"mlps_{m}_1")(
+                out, train)
             x = x + drop_path(self, out, rate, train)
         return x
 
@@ -162,6 +166,8 @@ class AsViT(nn.Module):
     qkv_bias: bool = True
     qk_scale: float | None = None
     num_mlps: tuple[int, ...] = (1, 1, 1, 1)
+    drop_rate: float = 0.0
+    attn_drop_rate: float = 0.0
     drop_path: float = 0.1
     scan: bool = False
     remat: bool = False
@@ -194,11 +200,13 @@ class AsViT(nn.Module):
             shape = (1, (self.image_size // 4) ** 2, arch.width)
             table = self.param("absolute_pos_embed", init, shape)
             x = x + resize_table(table, round(x.shape[1] ** 0.5)).astype(self.dtype)
+        x = nn.Dropout(self.drop_rate, deterministic=not train)(x)
         rates, grids = linear_rates(self.drop_path, sum(arch.depths)), []
         for i, depth in enumerate(arch.depths):
             block = dict(num_heads=arch.num_heads[i], split=arch.splits[i],
                          mlp_ratio=arch.mlp_ratios[i], num_mlps=self.num_mlps[i],
-                         qkv_bias=self.qkv_bias, qk_scale=self.qk_scale, dtype=self.dtype)
+                         qkv_bias=self.qkv_bias, qk_scale=self.qk_scale, drop=self.drop_rate,
+                         attn_drop=self.attn_drop_rate, dtype=self.dtype)
             merge = (arch.widths[i + 1], arch.kernels[i + 1]) if i < 3 else None
             first = sum(arch.depths[:i])
             grid, x = Stage(block, tuple(rates[first:first + depth]), merge, self.scan, self.remat,
@@ -245,8 +253,9 @@ class AsViT(nn.Module):
 def asvit(num_classes: int = 1000, image_size: int = 224, dtype: str = "float32", *, arch: str,
           ape: bool = False, patch_norm: bool = True, qkv_bias: bool = True,
           qk_scale: Positive | None = None,
-          num_mlps: tuple[Count, Count, Count, Count] = (1, 1, 1, 1), drop_path: Rate = 0.1,
-          scan: bool = False, remat: bool = False) -> AsViT:
+          num_mlps: tuple[Count, Count, Count, Count] = (1, 1, 1, 1), drop_rate: Rate = 0.0,
+          attn_drop_rate: Rate = 0.0, drop_path: Rate = 0.1, scan: bool = False,
+          remat: bool = False) -> AsViT:
     """As-ViT of any architecture string; the options are the official constructor's (spec 2).
 
     `ape` adds the position table that the published accuracies very probably had (spec 3); search
@@ -255,7 +264,8 @@ def asvit(num_classes: int = 1000, image_size: int = 224, dtype: str = "float32"
     parsed = topology.parse(arch)
     topology.check_grid(arch, parsed.splits, image_size)
     return AsViT(parsed, num_classes, image_size, ape, patch_norm, qkv_bias, qk_scale,
-                 tuple(num_mlps), drop_path, scan, remat, jnp.dtype(dtype))
+                 tuple(num_mlps), drop_rate, attn_drop_rate, drop_path, scan, remat,
+                 jnp.dtype(dtype))
 
 
 VARIANTS = {

@@ -12,7 +12,7 @@ from vit_efficient.layers.blocks import drop_path, linear_rates, run_blocks
 from vit_efficient.layers.mlp import Mlp
 from vit_efficient.layers.norm import LayerNorm
 from vit_efficient.layers.patch import conv, tokens
-from vit_efficient.limits import Count, Rate
+from vit_efficient.limits import Count, Positive, Rate
 
 EPSILON = 1e-6
 
@@ -35,20 +35,23 @@ class Block(nn.Module):
     qkv_bias: bool
     scale: float | None
     epsilon: float
+    drop: float
+    attn_drop: float
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: jax.Array, rate: float | jax.Array, train: bool) -> jax.Array:
         norm = partial(LayerNorm, self.epsilon, dtype=self.dtype)
         attention = Attention(self.num_heads, scale=self.scale, qkv_bias=self.qkv_bias,
-                              dtype=self.dtype, name="attn")
-        x = x + drop_path(self, attention(norm(name="norm1")(x)), rate, train)
-        mlp = Mlp(int(x.shape[-1] * self.mlp_ratio), self.dtype, name="mlp")
-        return x + drop_path(self, mlp(norm(name="norm2")(x)), rate, train)
+                              dtype=self.dtype, attn_drop=self.attn_drop, drop=self.drop,
+                              name="attn")
+        x = x + drop_path(self, attention(norm(name="norm1")(x), train), rate, train)
+        mlp = Mlp(int(x.shape[-1] * self.mlp_ratio), self.dtype, drop=self.drop, name="mlp")
+        return x + drop_path(self, mlp(norm(name="norm2")(x), train), rate, train)
 
 
 class DeiT(nn.Module):
-    """Images [B, S, S, 3] -> logits float32 [B, K].
+    """Images [B, S, S, 3] -> logits float32 [B, K]; with `num_classes=0` the features [B, D].
 
     A distilled model has a second token and a second head: it returns the pair of logits (class,
     distillation) in training and their mean in evaluation. `global_pool` "avg" classifies the mean
@@ -64,6 +67,8 @@ class DeiT(nn.Module):
     patch_size: int = 16
     mlp_ratio: float = 4.0
     distilled: bool = False
+    drop_rate: float = 0.0
+    attn_drop_rate: float = 0.0
     drop_path: float = 0.1
     scan: bool = False
     remat: bool = False
@@ -104,9 +109,10 @@ class DeiT(nn.Module):
                 f"pos_embed another grid")
         patches = PatchEmbed(self.width, self.patch_size, self.dtype, name="patch_embed")(
             images.astype(self.dtype))
-        embedded = self._embed(patches)
+        embedded = nn.Dropout(self.drop_rate, deterministic=not train)(self._embed(patches))
         block = dict(num_heads=self.num_heads, mlp_ratio=self.mlp_ratio, qkv_bias=self.qkv_bias,
-                     scale=self.scale, epsilon=self.epsilon, dtype=self.dtype)
+                     scale=self.scale, epsilon=self.epsilon, drop=self.drop_rate,
+                     attn_drop=self.attn_drop_rate, dtype=self.dtype)
         x = run_blocks(self, Block, block, embedded, linear_rates(self.drop_path, self.depth),
                        train, scan=self.scan, remat=self.remat)
         if self.global_pool == "token":
@@ -142,8 +148,10 @@ class DeiT(nn.Module):
                                 preferred_element_type=jnp.float32)
             if average:
                 pooled = LayerNorm(self.epsilon, name="fc_norm")(pooled / chosen.sum())
-            heads.append(nn.Dense(self.num_classes, kernel_init=nn.initializers.normal(0.02),
-                                  name=name)(pooled))
+            if self.num_classes:
+                init = nn.initializers.normal(0.02)
+                pooled = nn.Dense(self.num_classes, kernel_init=init, name=name)(pooled)
+            heads.append(pooled)
         return tuple(heads)
 
     def macs(self) -> dict[str, int]:
@@ -169,13 +177,14 @@ def check_sizes(width: int, num_heads: int, image_size: int, patch_size: int) ->
 
 def deit(num_classes: int = 1000, image_size: int = 224, dtype: str = "float32", *,
          width: Count = 384, depth: Count = 12, num_heads: Count = 6, patch_size: Count = 16,
-         distilled: bool = False, drop_path: Rate = 0.1, scan: bool = False,
-         remat: bool = False) -> DeiT:
+         mlp_ratio: Positive = 4.0, qkv_bias: bool = True, distilled: bool = False,
+         drop_rate: Rate = 0.0, attn_drop_rate: Rate = 0.0, drop_path: Rate = 0.1,
+         scan: bool = False, remat: bool = False) -> DeiT:
     """A DeiT of any size; `num_heads` divides `width` and `patch_size` the image's side, else
     ValueError."""
     check_sizes(width, num_heads, image_size, patch_size)
-    return DeiT(width, depth, num_heads, num_classes, image_size, patch_size, distilled=distilled,
-                drop_path=drop_path, scan=scan, remat=remat, dtype=jnp.dtype(dtype))
+    return DeiT(width, depth, num_heads, num_classes, image_size, patch_size, mlp_ratio, distilled,
+                drop_rate, attn_drop_rate, drop_path, scan, remat, jnp.dtype(dtype), qkv_bias)
 
 
 _SIZES = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12)}

@@ -50,6 +50,13 @@ class DVT(nn.Module):
     no_decay: ClassVar[tuple[str, ...]] = Transformer.no_decay
     optional: ClassVar[dict[str, str]] = {"feature_resuse_mlp": "feature_reuse",
                                           "relation_reuse_conv": "relation_reuse"}
+    container: ClassVar[str] = "model_state_dict"   # where the official inference script looks
+
+    def extras(self) -> dict[str, list[float]]:
+        """What an official file has beside the weights and is known of a model that was not
+        evaluated: `flops`, the giga-operations up to each exit (spec 7.1)."""
+        exits = range(1, 1 + len(self.splits))
+        return {"flops": [sum(self.macs(exit=exit).values()) / 1e9 for exit in exits]}
 
     def stages(self, exit: int | None = None) -> dict[str, dict]:
         """Official name -> fields of its `Transformer`, up to `exit`; ValueError if there is none

@@ -105,7 +105,8 @@ class Patches(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Images [B, S, S, 3] -> logits float32 [B, K]: one stage of a cascade, alone T2T-ViT.
+    """Images [B, S, S, 3] -> logits float32 [B, K] (with `num_classes=0` features [B, D]): one
+    stage of a cascade, alone T2T-ViT.
 
     `t2t` is T2T-ViT's tokenizer, fixed positions and norms; else DeiT's. `upstream` is the side of
     the token grid whose features and relations are reused, 0 where there is none before.
@@ -175,9 +176,10 @@ class Transformer(nn.Module):
         # A masked sum, not `x[:, 0]`: the gradient of a slice costs a TPU step a fifth.
         chosen = (jnp.arange(x.shape[1]) == 0).astype(x.dtype)
         token = jnp.einsum("bnd,n->bd", x, chosen).astype(jnp.float32)
-        token = LayerNorm(self.epsilon, name="norm")(token)
-        logits = nn.Dense(self.num_classes, kernel_init=nn.initializers.normal(0.02),
-                          name="head")(token)
+        logits = token = LayerNorm(self.epsilon, name="norm")(token)
+        if self.num_classes:
+            logits = nn.Dense(self.num_classes, kernel_init=nn.initializers.normal(0.02),
+                              name="head")(token)
         return {"logits": logits, "tokens": patches, "features": x, "relations": relations,
                 "mixed": mixed}
 

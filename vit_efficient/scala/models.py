@@ -111,7 +111,8 @@ class Scala(DeiT):
         """DeiT's features, of the sub-net of width `ratio`."""
         if self.is_initializing() or self.width_ratio(ratio) == 1:
             return super().features(images, train=train)
-        rngs = {"dropout": self.make_rng("dropout")} if train and self.drop_path else {}
+        drops = self.drop_rate or self.attn_drop_rate or self.drop_path
+        rngs = {"dropout": self.make_rng("dropout")} if train and drops else {}
         return self.subnet(ratio).apply({"params": self.sliced(self.variables["params"], ratio)},
                                         images, train=train, rngs=rngs, method="features")
 
@@ -159,7 +160,8 @@ def scala(num_classes: int = 1000, image_size: int = 224, dtype: str = "float32"
           no_embed_class: bool = False, smallest_ratio: Fraction = 0.25,
           largest_ratio: Fraction = 1.0, granularity: Positive | None = 0.0625,
           sides: Literal["official", "consistent", "first"] = "official",
-          qkv_slice: Literal["flat", "each"] = "flat", drop_path: Rate = 0.1, scan: bool = False,
+          qkv_slice: Literal["flat", "each"] = "flat", drop_rate: Rate = 0.0,
+          attn_drop_rate: Rate = 0.0, drop_path: Rate = 0.1, scan: bool = False,
           remat: bool = False) -> Scala:
     """A Scala of any size; ValueError for sizes or widths that do not fit together (spec 11)."""
     check_sizes(width, num_heads, image_size, patch_size)
@@ -172,8 +174,8 @@ def scala(num_classes: int = 1000, image_size: int = 224, dtype: str = "float32"
     if not class_token and global_pool == "token":
         raise ValueError("model.class_token = False: needs model.global_pool = avg")
     return Scala(width, depth, num_heads, num_classes, image_size, patch_size, mlp_ratio, distilled,
-                 drop_path, scan, remat, jnp.dtype(dtype), qkv_bias, global_pool, class_token,
-                 no_embed_class, smallest_ratio=smallest_ratio, largest_ratio=largest_ratio,
+                 drop_rate, attn_drop_rate, drop_path, scan, remat, jnp.dtype(dtype), qkv_bias,
+                 global_pool, class_token, no_embed_class, smallest_ratio=smallest_ratio, largest_ratio=largest_ratio,
                  granularity=granularity, sides=sides, qkv_slice=qkv_slice)
 
 

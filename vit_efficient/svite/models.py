@@ -49,10 +49,13 @@ class Attention(nn.Module):
     head_width: int
     qkv_bias: bool
     token_number: int | None
+    drop: float
+    attn_drop: float
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, noise: jax.Array | None, tau: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, noise: jax.Array | None, tau: jax.Array | None,
+                 train: bool) -> jax.Array:
         B, N, D = x.shape
         H, d = self.num_heads, self.head_width
         if self.token_number:
@@ -61,8 +64,10 @@ class Attention(nn.Module):
         q, k, v = Fused(3, H, d, self.qkv_bias, self.dtype, name="qkv")(x)
         scores = jnp.einsum("bqhd,bkhd->bhqk", q * d ** -0.5, k)  # [B, H, N, N]
         weights = nn.softmax(scores.astype(jnp.float32)).astype(self.dtype)
+        weights = nn.Dropout(self.attn_drop, deterministic=not train)(weights)
         out = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(B, N, H * d)
-        return Projection(D, self.dtype, name="proj")(out)
+        out = Projection(D, self.dtype, name="proj")(out)
+        return nn.Dropout(self.drop, deterministic=not train)(out)
 
 
 class Block(nn.Module):
@@ -72,23 +77,25 @@ class Block(nn.Module):
     mlp_hidden: int
     qkv_bias: bool
     token_number: int | None
+    drop: float
+    attn_drop: float
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, stream: Stream, rate: float | jax.Array, train: bool) -> Stream:
         norm = partial(LayerNorm, EPSILON, dtype=self.dtype)
         attention = Attention(self.num_heads, self.head_width, self.qkv_bias, self.token_number,
-                              self.dtype, name="attn")
+                              self.drop, self.attn_drop, self.dtype, name="attn")
         x, noise, tau = stream
         own = None if noise is None else noise[0]
-        x = x + drop_path(self, attention(norm(name="norm1")(x), own, tau), rate, train)
-        mlp = Mlp(self.mlp_hidden, self.dtype, name="mlp")
-        x = x + drop_path(self, mlp(norm(name="norm2")(x)), rate, train)
+        x = x + drop_path(self, attention(norm(name="norm1")(x), own, tau, train), rate, train)
+        mlp = Mlp(self.mlp_hidden, self.dtype, drop=self.drop, name="mlp")
+        x = x + drop_path(self, mlp(norm(name="norm2")(x), train), rate, train)
         return Stream(x, None if noise is None else jnp.roll(noise, -1, axis=0), tau)
 
 
 class SViTE(nn.Module):
-    """Images [B, S, S, 3] -> logits float32 [B, K].
+    """Images [B, S, S, 3] -> logits float32 [B, K]; with `num_classes=0` the features [B, D].
 
     `token_number` of the tokens, the class token included, count in the blocks (`None`: all).
     `token_selection` says which: "first" takes the first ones; "input" has a learnt selector after
@@ -108,6 +115,8 @@ class SViTE(nn.Module):
     token_selection: str | None = None
     token_number: int | None = None
     token_mode: str = "zero"
+    drop_rate: float = 0.0
+    attn_drop_rate: float = 0.0
     drop_path: float = 0.1
     scan: bool = False
     remat: bool = False
@@ -151,19 +160,23 @@ class SViTE(nn.Module):
         token = self.param("cls_token", init, (1, 1, D)).astype(self.dtype)
         table = self.param("pos_embed", init, (1, 1 + x.shape[1], D)).astype(self.dtype)
         x = jnp.concatenate([jnp.broadcast_to(token, (B, 1, D)), x], 1) + table
+        x = nn.Dropout(self.drop_rate, deterministic=not train)(x)
         noise, tau = self._noise(x, train, noise, tau)
         x = self._select(x, noise, tau)
         stream = Stream(x, noise[1:], tau) if self.draws > 1 else Stream(x)
         block = dict(num_heads=self.num_heads, head_width=self.head_width,
-                     mlp_hidden=self.mlp_hidden, qkv_bias=self.qkv_bias, dtype=self.dtype,
-                     token_number=self.token_number if self.draws > 1 else None)
+                     mlp_hidden=self.mlp_hidden, qkv_bias=self.qkv_bias,
+                     token_number=self.token_number if self.draws > 1 else None,
+                     drop=self.drop_rate, attn_drop=self.attn_drop_rate, dtype=self.dtype)
         last = run_blocks(self, Block, block, stream, linear_rates(self.drop_path, self.depth),
                           train, scan=self.scan, remat=self.remat).x
         last = LayerNorm(EPSILON, dtype=self.dtype, name="norm")(last)
         # A masked sum, not `last[:, 0]`: the gradient of a slice costs a TPU step a fifth.
         first = (jnp.arange(last.shape[1]) == 0).astype(last.dtype)
         pooled = jnp.einsum("bnd,n->bd", last, first, preferred_element_type=jnp.float32)
-        logits = nn.Dense(self.num_classes, kernel_init=init, name="head")(pooled)
+        logits = pooled
+        if self.num_classes:
+            logits = nn.Dense(self.num_classes, kernel_init=init, name="head")(pooled)
         return {"logits": logits, "tokens_in": x, "tokens": last}
 
     def _noise(self, x: jax.Array, train: bool, noise: jax.Array | None,
@@ -215,7 +228,8 @@ def svite(num_classes: int = 1000, image_size: int = 224, dtype: str = "float32"
           head_width: Count | None = None, mlp_hidden: Count | None = None, patch_size: Count = 16,
           qkv_bias: bool = True, token_selection: Literal["first", "input", "layers"] | None = None,
           token_number: Count | None = None, token_mode: Literal["zero", "gather"] = "zero",
-          drop_path: Rate = 0.1, scan: bool = False, remat: bool = False) -> SViTE:
+          drop_rate: Rate = 0.0, attn_drop_rate: Rate = 0.0, drop_path: Rate = 0.1,
+          scan: bool = False, remat: bool = False) -> SViTE:
     """A DeiT of any size, compact where heads of `head_width` (default `width / num_heads`) or the
     `mlp_hidden` neurons (default 4 `width`) are fewer than DeiT's.
 
@@ -243,8 +257,8 @@ def svite(num_classes: int = 1000, image_size: int = 224, dtype: str = "float32"
         raise ValueError("model.token_mode = gather: needs model.token_selection = input and a "
                          "model.token_number")
     return SViTE(width, depth, num_heads, d, mlp_hidden or 4 * width, num_classes, image_size,
-                 patch_size, qkv_bias, token_selection, token_number, token_mode, drop_path, scan,
-                 remat, jnp.dtype(dtype))
+                 patch_size, qkv_bias, token_selection, token_number, token_mode, drop_rate,
+                 attn_drop_rate, drop_path, scan, remat, jnp.dtype(dtype))
 
 
 _SIZES = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12)}
