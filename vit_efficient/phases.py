@@ -16,8 +16,10 @@ class Phase(NamedTuple):
 
     @property
     def label(self) -> str:
-        """In words: `stride 16, dilation 5`."""
-        return ", ".join(f"{name} {value}" for name, value in self.model) or "the whole run"
+        """In words: `stride 16, dilation 5`; another one for every phase."""
+        words = [f"{name} {value}" for name, value in (*self.model, *self.data)]
+        words += [self.objective] * (self.objective != "train") + ["new masks"] * self.topology
+        return ", ".join(words) or "the whole run"
 
 
 class Position(NamedTuple):

@@ -20,6 +20,7 @@ JOBS = {
     "evaluate": "vit_efficient.evaluate:evaluate",
     "summary": "vit_efficient.summary:summary",
     "benchmark": "vit_efficient.benchmark:benchmark",
+    "plan": "vit_efficient.plan:plan",
     "export": "vit_efficient.export:export",
     "prepare": "vit_efficient.prepare:prepare",
 }

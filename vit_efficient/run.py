@@ -107,9 +107,14 @@ def make_model(config: ConfigDict, data: Data) -> nn.Module:
                         dtype=config.dtype, **config.model)
 
 
-def assemble(config: ConfigDict) -> Run:
-    """Builds every part of a run; ValueError naming the key for what does not fit together."""
-    data = open_data(**config.data)
+def assemble(config: ConfigDict, data: Data | None = None, mesh: Mesh | None = None) -> Run:
+    """Builds every part of a run; ValueError naming the key for what does not fit together.
+
+    A run that is compiled for devices that are not there gives its own `mesh`, and `data` of which
+    only numbers are read; its teacher then has shapes in place of weights.
+    """
+    read_teacher = load_teacher if mesh is None else abstract_teacher
+    data = data or open_data(**config.data)
     augment = make_augment(**config.augment)
     model = make_model(config, data)
     if len(data.train) < config.batch_size:
@@ -122,9 +127,9 @@ def assemble(config: ConfigDict) -> Run:
     phases = door("phases", config.phases.name)(length, model, **options(config.phases))
     optimizer = optim.make_optimizer(length, model.no_decay, **config.optim)
     sparsity = door("sparsity", config.sparsity.name)(**options(config.sparsity))
-    mesh = sharding.make_mesh(**config.mesh)
+    mesh = mesh or sharding.make_mesh(**config.mesh)
     sharding.check_batch(mesh, "batch_size", config.batch_size, config.step.accumulate)
-    teacher = load_teacher(data, mesh, **config.teacher) if config.teacher.workdir else None
+    teacher = read_teacher(data, mesh, **config.teacher) if config.teacher.workdir else None
     run = Run(config, data, augment, model, length, phases, optimizer, sparsity, mesh, teacher)
     jax.eval_shape(partial(augment.on_device, num_classes=data.num_classes),
                    run.abstract_batch(config.batch_size), jax.random.key(0))
@@ -141,10 +146,22 @@ def load_teacher(data: Data, mesh: Mesh, *, workdir: str = "",
       workdir: that of a finished run on the same classes and image size; "" is no teacher.
       weights: its checkpoint: "best", "latest" or a step.
     """
-    config = load_stored(Path(workdir))
+    model, like = _teacher_shapes(data, mesh, Path(workdir))
+    return model, states.weights(read_weights(Path(workdir), weights, like)[1])
+
+
+def abstract_teacher(data: Data, mesh: Mesh, *, workdir: str,
+                     weights: str = "best") -> tuple[nn.Module, dict]:
+    """What `load_teacher` returns, with shapes and places for arrays; no checkpoint is read."""
+    model, like = _teacher_shapes(data, mesh, Path(workdir))
+    return model, states.weights(like)
+
+
+def _teacher_shapes(data: Data, mesh: Mesh, workdir: Path) -> tuple[nn.Module, dict]:
+    """The teacher's model and the fields of its checkpoints, as shapes, replicated."""
+    config = load_stored(workdir)
     model = make_model(config, data)
     images = jnp.zeros((1, data.image_size, data.image_size, 3), jnp.float32)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
-    like = jax.tree.map(partial(sharding.placed, sharding.replicated(mesh)),
-                        states.split(shapes, config.step.ema_decay > 0))
-    return model, states.weights(read_weights(Path(workdir), weights, like)[1])
+    return model, jax.tree.map(partial(sharding.placed, sharding.replicated(mesh)),
+                               states.split(shapes, config.step.ema_decay > 0))

@@ -2,6 +2,8 @@
 
 `data` splits the batch; `fsdp` splits the batch and the state.
 """
+from collections.abc import Sequence
+
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
@@ -11,14 +13,17 @@ from vit_efficient.limits import Count
 SMALL = 4096      # elements: below this a gather costs more than the copy that it saves
 
 
-def make_mesh(*, data: Count | None = None, fsdp: Count = 1) -> Mesh:
-    """Axes `data` x `fsdp` over all devices; `data=None` takes what `fsdp` leaves."""
-    count = jax.device_count()
+def make_mesh(devices: Sequence[jax.Device] | None = None, *, data: Count | None = None,
+              fsdp: Count = 1) -> Mesh:
+    """Axes `data` x `fsdp` over `devices`, by default all; `data=None` takes what `fsdp` leaves."""
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
     data = data or max(count // fsdp, 1)
     if data * fsdp != count:
         raise ValueError(f"mesh.data = {data}, mesh.fsdp = {fsdp}: their product must be the "
                          f"{count} devices that are there; mesh.fsdp may be a divisor of {count}")
-    return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2,
+                         devices=devices)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

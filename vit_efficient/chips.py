@@ -1,0 +1,38 @@
+"""What the makers say of their TPU chips, and the names of pods: the numbers behind a plan."""
+from typing import NamedTuple
+
+from vit_efficient.values import nearest
+
+
+class Chip(NamedTuple):
+    """One chip, its cores together: bf16 peak in FLOP/s (a multiply-add is two), memory in bytes,
+    its bandwidth and that of all its links one way in bytes/s, the cores' clock in Hz; `config` is
+    what the compiler wants to hear so that two cores are one device."""
+    peak: float
+    memory: int
+    bandwidth: float
+    network: float
+    clock: float
+    config: str | None = None
+
+
+# cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, read in 2026-11. They do not name the clock, which is
+# the peak divided by two FLOPs a cycle of each cell of the matrix units: 8 x 128 x 128 (v4, v5p),
+# 4 x 128 x 128 (v5e), 4 x 256 x 256 (v6e).
+CHIPS = {
+    "v4": Chip(275e12, 32 << 30, 1228e9, 300e9, 1.05e9, "megacore"),
+    "v5e": Chip(197e12, 16 << 30, 819e9, 200e9, 1.5e9),
+    "v5p": Chip(459e12, 95 << 30, 2765e9, 600e9, 1.75e9),
+    "v6e": Chip(918e12, 32 << 30, 1640e9, 448e9, 1.75e9),
+}
+
+
+def chip_of(topology: str) -> Chip:
+    """The chip of a pod, `v5e:4x4`; ValueError with the nearest name for another."""
+    name, colon, sides = topology.partition(":")
+    if name not in CHIPS:
+        raise ValueError(f"--topology={topology}: {nearest(name, CHIPS)}, as v5e:4x4")
+    if not colon or not all(side.isdecimal() and int(side) for side in sides.split("x")):
+        raise ValueError(f"--topology={topology}: must be the chip and the sides of the pod, "
+                         f"as {'v5e:4x4' if name in ('v5e', 'v6e') else name + ':2x2x4'}")
+    return CHIPS[name]
