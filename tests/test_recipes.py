@@ -56,5 +56,5 @@ def test_every_recipe_is_assembled_and_scores_what_its_paper_scores(recipe, fold
 
 def test_a_recipe_without_images_says_what_is_missing():
     for recipe in ("deit", "scala", "dvt", "sret", "svite"):
-        with pytest.raises(ValueError, match="data.path = '': must be a folder that holds train/"):
+        with pytest.raises(ValueError, match="data.path = '': data.source = imagefolder"):
             assemble(vit_efficient.config(recipe))

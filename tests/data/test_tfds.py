@@ -71,7 +71,7 @@ def test_registered_sets_by_their_names_and_splits(tmp_path, name, monkeypatch):
     assert str(data.val) == f"{name} {val}" and data.train.max_bad_records == 3
     for i in range(4):
         image, label = data.train[i]
-        assert label == i and abs(int(image[0, 0, 0]) - 10 * i) <= 2
+        assert label == i and abs(int(np.asarray(image)[0, 0, 0]) - 10 * i) <= 2
 
 
 READ = """
