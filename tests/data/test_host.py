@@ -120,7 +120,7 @@ def test_simple_random_crop_of_deit_iii(shape):
     """Resize(24), RandomCrop(24, padding=4, padding_mode="reflect"), pixel by pixel."""
     image, recipe, places = photo(*shape), RECIPE | {"crop": "src", "flip": 0.0}, []
     height, width = (int(24 * side / min(shape)) for side in shape)
-    whole = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+    whole = host.resized(image, height, width, "bicubic")
     mirror = lambda i, side: side - 1 - abs(side - 1 - abs(i))
     padded = np.array([[whole[mirror(i, height), mirror(j, width)] for j in range(-4, width + 4)]
                        for i in range(-4, height + 4)])
