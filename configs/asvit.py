@@ -28,7 +28,8 @@ def get_config(variant: Literal["small", "base", "large"] = "small",
                schedule: Literal["off", "p18", "p37", "p56", "figure"] = "p37", *,
                tfds: str | None = None, imagefolder: str | None = None,
                arrayrecord: str | None = None, arch: str | None = None) -> ConfigDict:
-    """The recipe of spec asvit.md 8.3; `cifar10` and `digits` change what small images ask for."""
+    """The augmentation of the authors' data config, else DeiT's settings: no trainer was published;
+    `cifar10` and `digits` change what small images ask for."""
     images = named_images(tfds=tfds, imagefolder=imagefolder, arrayrecord=arrayrecord)
     config = ConfigDict(dict(
         seed=0, epochs=300.0, batch_size=1024, dtype="bfloat16",

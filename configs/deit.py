@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 
 def get_config(*, model: str = "deit_small_patch16_224", imagefolder: str = "") -> ConfigDict:
-    """The recipe of spec svite.md 6 at 300 epochs."""
+    """The defaults of DeiT's main.py: 300 epochs, on 1024 images a step."""
     return ConfigDict(dict(
         seed=0, epochs=300.0, batch_size=1024, dtype="bfloat16",
         data=dict(source="imagefolder", path=imagefolder,

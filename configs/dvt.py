@@ -15,14 +15,14 @@ from typing import Literal
 from ml_collections import ConfigDict
 
 NAMES = {"t2t_12": "DVT_T2t_vit_12", "t2t_14": "DVT_T2t_vit_14", "deit_small": "DVT_Deit_small"}
-# Batch, learning rate as it stands, weight decay, epochs of warm-up (spec dvt.md 4.2).
+# Batch, learning rate as it stands, weight decay, epochs of warm-up: the authors' README; DeiT's.
 RECIPES = {"t2t_12": (1024, 2e-3, 0.03, 20.0), "t2t_14": (512, 5e-4, 0.05, 20.0),
            "deit_small": (1024, 1e-3, 0.05, 5.0)}
 
 
 def get_config(backbone: Literal["t2t_12", "t2t_14", "deit_small"] = "t2t_12", *,
                imagefolder: str = "") -> ConfigDict:
-    """The recipe of spec dvt.md 4.2: 300 epochs and 10 of cool-down."""
+    """The authors' commands and defaults: 300 epochs and 10 of cool-down."""
     batch_size, lr, weight_decay, warmup = RECIPES[backbone]
     return ConfigDict(dict(
         seed=0, epochs=310.0, batch_size=batch_size, dtype="bfloat16",

@@ -17,13 +17,13 @@ from typing import Literal
 from ml_collections import ConfigDict
 
 GRANULARITY = {25: 0.03125, 13: 0.0625, 7: 0.125, 4: 0.25}
-# Epochs, batch, learning rate of 512 images, epochs of warm-up (spec scala.md 5.5).
+# Epochs, batch, learning rate of 512 images, epochs of warm-up: the authors' commands.
 RECIPES = {"small": (100.0, 1024, 2e-3, 3.0), "base": (300.0, 512, 1e-3, 5.0)}
 
 
 def get_config(size: Literal["small", "base"] = "small", widths: Literal[25, 13, 7, 4] = 13, *,
                imagefolder: str = "") -> ConfigDict:
-    """The family of spec scala.md 5.1, the optimiser of 5.5."""
+    """The widths and the optimiser of the authors' commands."""
     epochs, batch_size, lr, warmup = RECIPES[size]
     return ConfigDict(dict(
         seed=0, epochs=epochs, batch_size=batch_size, dtype="bfloat16",

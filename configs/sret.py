@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 
 def get_config(*, model: str = "sret_lt", imagefolder: str = "") -> ConfigDict:
-    """The recipe of spec sret.md 5.1, its rate and warm-up by the README's note."""
+    """The defaults of DeiT's main.py, learning rate and warm-up by the authors' README."""
     side = model.rpartition("_")[2]
     return ConfigDict(dict(
         seed=0, epochs=300.0, batch_size=1024, dtype="bfloat16",

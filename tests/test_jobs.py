@@ -25,7 +25,7 @@ def test_summary_adds_up_and_writes_nothing(tmp_path, capsys):
 def test_summary_needs_no_data_where_the_classes_are_given(tmp_path):
     rows = summary(vit_efficient.config("dvt:t2t_14"), tmp_path, num_classes=1000)
     assert list(rows) == ["less_less_token", "less_token", "normal_token", "total"]
-    assert [row["parameters"] for row in rows.values()] == [        # spec dvt.md 2.9
+    assert [row["parameters"] for row in rows.values()] == [        # the authors' code
         21_574_656, 23_156_110, 23_151_070, 67_881_836]
     assert rows["total"]["trained"] == 67_735_916
     headless = summary(vit_efficient.config("sret"), tmp_path, num_classes=0)

@@ -1,5 +1,4 @@
-"""Parameters and multiply-adds of every model of the zoo: the tables of the specs, which were
-measured on the authors' code."""
+"""Parameters and multiply-adds of every model of the zoo, as measured on the authors' code."""
 import re
 
 import pytest
@@ -10,11 +9,11 @@ from vit_efficient.summary import table
 from vit_efficient.zoo import create_model, list_models
 
 SEED = "8,2,3|4,1,2|4,1,4|4,1,6|32"
-# Name -> parameters, multiply-adds; a float is giga to as many digits as the spec prints.
-ASVIT = {                                                       # spec asvit.md 3
+# Name -> parameters, multiply-adds; a float is giga, rounded.
+ASVIT = {                                                       # the authors' class and counter
     "asvit_small": (29_051_296, 5_132_481_024), "asvit_base": (52_622_428, 8_754_150_656),
     "asvit_large": (88_145_300, 22_358_480_640)}
-DEIT = {                                                        # spec svite.md 2.1
+DEIT = {                                                        # SViTE's code
     "deit_tiny_patch16_224": (5_717_416, 1_253_683_200),
     "deit_small_patch16_224": (22_050_664, 4_598_882_304),
     "deit_base_patch16_224": (86_567_656, 17_563_828_224),
@@ -44,7 +43,7 @@ SELECTORS = {                                                   # the same, thei
     "deit_tiny_patch16_224_8layers": 193, "deit_small_patch16_224_half": 385,
     "deit_base_patch16_224_half": 769, "deit_tiny_patch16_224_data": 2_509,
     "deit_small_patch16_224_data": 5_005, "deit_base_patch16_224_data": 9_997}
-DISTILLED = {                                                   # spec scala.md 3
+DISTILLED = {                                                   # Scala's code at ratio 1
     "deit_tiny_distilled_patch16_224": 5_910_800, "deit_small_distilled_patch16_224": 22_436_432,
     "deit_base_distilled_patch16_224": 87_338_192, "deit_base_distilled_patch16_384": 87_630_032}
 GIGA = {                                # the same, with the norms' operations; ratios: tests/scala
@@ -54,7 +53,7 @@ GIGA = {                                # the same, with the norms' operations; 
     "deit_small_distilled_patch16_224_scala": (22_436_432, 4.634),
     "deit_base_distilled_patch16_224_scala": (87_338_192, 17.676)}
 SCALA = {f"{name}_scala": counts for name, counts in DEIT.items()}
-# spec dvt.md 2.9: parameters, of them trained, operations at each exit
+# parameters, of them trained, operations at each exit (T2T-ViT-12: the paper's Table 6)
 DVT = {
     "DVT_T2t_vit_12": (22_461_516, 22_360_140, (0.4725, 1.4625, 3.4975)),
     "DVT_T2t_vit_14": (67_881_836, 67_735_916, (1.2065, 3.8409, 9.3276)),
@@ -63,8 +62,8 @@ REUSE = {                                                       # (feature, rela
     (True, False): (22_433_484, (0.473, 1.425, 3.308)),
     (False, True): (20_918_988, (0.473, 1.408, 3.335)),
     (False, False): (20_890_956, (0.473, 1.371, 3.145))}
-T2T = {"t2t_vit_12": 1.78, "t2t_vit_14": 4.80}                  # spec dvt.md 8, operations
-SRET = {                                                        # spec sret.md 3
+T2T = {"t2t_vit_12": 1.78, "t2t_vit_14": 4.80}                  # operations: DVT, Table 3
+SRET = {                                                        # the authors' README rounds them
     "sret_t": (4_755_979, 1.1124), "sret_t_wo_slice": (4_755_979, 1.3657),
     "sret_t_wo_slice_distill_384": (4_853_259, 6.4084), "sret_lt": (4_988_024, 1.1645),
     "sret_lt_16_14_1": (4_988_024, 1.2245), "sret_lt_wo_slice": (4_988_024, 1.4177),
@@ -75,7 +74,7 @@ SRET = {                                                        # spec sret.md 3
 SRET |= {re.sub("(_wo_slice|)$", r"\1_distill", name, count=1): counts      # the same networks
          for name, counts in SRET.items() if name.count("_") == 1 or name.endswith("wo_slice")}
 MEASURED = ASVIT | DEIT | SVITE | SCALA | SRET
-# Named by us, of sizes that no spec counts: a model for digits, the finest images for T and LT.
+# Named by us, in sizes that are ours: a model for digits, the finest images for T and LT.
 OURS = {"asvit_tiny", "sret_lt_wo_slice_distill_384", "sret_t_wo_slice_distill_512",
         "sret_lt_wo_slice_distill_512"}
 
@@ -135,7 +134,7 @@ def test_dvt_without_reuse(feature, relation):
     model = create_model("DVT_T2t_vit_12", feature_reuse=feature, relation_reuse=relation)
     parameters, giga = REUSE[feature, relation]
     assert table(model)["total"]["parameters"] == parameters
-    # the spec rounded once more
+    # rounded twice
     assert [sum(model.macs(exit=k).values()) / 1e9 for k in (1, 2, 3)] == approx(giga, abs=6e-4)
 
 

@@ -202,7 +202,7 @@ def _resized(model: nn.Module, expected: Mapping[str, Place],
 
 
 def resize_positions(table: np.ndarray, shape: tuple[int, ...]) -> jax.Array:
-    """A position table on another square grid by torch's bicubic (spec scala.md 5.8, sret.md 5.4).
+    """A position table on another square grid by torch's bicubic, as in DeiT's main.py.
 
     [1, R, R, D], or [1, prefix + R * R, D] whose entries for the class and the distillation token
     are copied. Raises ValueError where the two shapes are not those of such tables.

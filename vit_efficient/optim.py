@@ -32,8 +32,9 @@ def decays(no_decay: tuple[str, ...]) -> Callable[[dict], dict]:
 def cosine(peak: float, total: float, warmup: float, warmup_lr: float, min_lr: float) -> Callable:
     """Cosine over `total` steps, with a linear ramp up to its value at the end of the warm-up.
 
-    As-ViT's form (spec asvit.md 8.3): `cos(t) = min + (peak - min) (1 + cos(pi t / total)) / 2`,
-    below the warm-up `warmup_lr + (cos(warm) - warmup_lr) t / warm`. Continuous over the steps.
+    `cos(t) = min + (peak - min) (1 + cos(pi t / total)) / 2`, below the warm-up
+    `warmup_lr + (cos(warm) - warmup_lr) t / warm`. Continuous over the steps. The form of
+    TensorFlow's Model Garden, which As-ViT takes here: its own trainer was not published.
     """
     def at(t):
         t = jnp.asarray(t, jnp.float32)
@@ -46,7 +47,8 @@ def cosine(peak: float, total: float, warmup: float, warmup_lr: float, min_lr: f
 
 def official(peak: float, epochs: float, warmup: float, warmup_lr: float, min_lr: float, *,
              lag: int = 1, halved: int = 0) -> Callable:
-    """The DeiT trainer's rate of epoch e, constant within it (spec svite.md 6): `g(e - lag)` with
+    """The rate of epoch e in DeiT's trainer (timm 0.3.2's CosineLRScheduler), constant within it:
+    `g(e - lag)` with
 
         g(t) = warmup_lr + t (peak - warmup_lr) / warmup                 t < warmup
                min_lr + (peak - min_lr) (1 + cos(pi t / epochs)) / 2     t < epochs, no shift
@@ -54,7 +56,7 @@ def official(peak: float, epochs: float, warmup: float, warmup_lr: float, min_lr
 
     The trainers of DeiT, SReT and SViTE step their schedule after an epoch with that epoch's own
     number: epoch e runs at g(e - 1), epoch 0 at the starting value (`lag=1`); DVT's does not
-    (`lag=0`). Scala halves g(t) for t < `halved` (10, spec scala.md 5.5), not the starting value.
+    (`lag=0`). Scala's halves g(t) for t < `halved` (10), not the starting value.
     """
     def g(t):
         ramp = warmup_lr + t * (peak - warmup_lr) / max(warmup, 1)

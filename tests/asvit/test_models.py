@@ -1,4 +1,4 @@
-"""As-ViT's model: windows, merging, tokenizations, sizes, options, counts (spec asvit.md)."""
+"""As-ViT's model: windows, merging, tokenizations, sizes, options, counts."""
 from functools import cache, partial
 
 from hypothesis import given, strategies as st
@@ -221,7 +221,7 @@ def test_multiply_adds_are_those_of_the_program(options):
     ("small", 29_051_296, 5_132_481_024), ("base", 52_622_428, 8_754_150_656),
     ("large", 88_145_300, 22_358_480_640)])
 def test_the_published_models(name, count, macs):
-    """Spec 3; the position table is in, and costs no multiply-adds."""
+    """The position table is in, and costs no multiply-adds."""
     made = VARIANTS[f"asvit_{name}"]()
     assert sum(leaf.size for leaf in jax.tree.leaves(abstract(made)[0])) == count
     assert sum(made.macs().values()) == macs

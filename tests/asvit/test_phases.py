@@ -1,4 +1,4 @@
-"""Which tokenization a step has (spec asvit.md 8); 300 epochs stand in the golden schedule."""
+"""Which tokenization a step has; 300 epochs stand in the golden schedule."""
 from types import SimpleNamespace
 
 from hypothesis import given, strategies as st

@@ -8,7 +8,7 @@ from vit_efficient.config import read_file
 from vit_efficient.data.augment import make_augment
 
 CONFIG = Path(__file__).parents[2] / "configs" / "asvit.py"
-# Spec asvit.md 8.3.
+# The augmentation of the authors' data config.
 FULL = dict(scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), flip=0.5, interpolation="random",
             randaugment=9.0, erase=0.25, mixup=0.8, cutmix=1.0)
 OFF = dict(randaugment=None, erase=0.0, mixup=0.0, cutmix=0.0)

@@ -1,4 +1,4 @@
-"""As-ViT's strings: what they say, and what is refused (spec asvit.md 1 and 13)."""
+"""As-ViT's strings: what they say, and what is refused."""
 from hypothesis import given, strategies as st
 import pytest
 

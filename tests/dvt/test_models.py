@@ -170,7 +170,7 @@ def gradients(model, variables: dict) -> dict:
 
 
 def test_gradients_pass_all_stages_and_miss_the_dead_context():
-    """Of the last block's context embedding nothing reaches the class token (spec 2.6); a stage's
+    """Of the last block's context embedding nothing reaches the class token; a stage's
     own head is not in the last exit's loss."""
     model = t2t(scan=True, splits=SPLITS[1:])
     for name, gradient in flat(gradients(model, filled(model))).items():

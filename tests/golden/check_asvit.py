@@ -1,4 +1,4 @@
-"""As-ViT's fixtures (spec asvit.md 15).
+"""As-ViT's fixtures: of the authors' code; strides but 4 and schedules are ours.
 
 Models under every tokenization, gradients, schedules, counts, strings and initial values.
 """
@@ -22,10 +22,10 @@ from vit_efficient.asvit.phases import SCHEDULES, progressive
 from vit_efficient.layers.blocks import linear_rates
 from vit_efficient.phases import Length, Phase
 
-RTOL = 1e-5                 # of an array's largest entry; spec 15 calls it typical
+RTOL = 1e-5                 # of an array's largest entry
 RENAMED = {"drop_path_rate": "drop_path", "use_checkpoint": "remat"}
 NAMES = {"18.7": "p18", "37.4": "p37", "56.2": "p56", "figure": "figure"}
-SPACE = (                   # spec 1: what is searched, in the order of the policy's decisions
+SPACE = (                   # what the authors search, in the order of the policy's decisions
     {"KERNEL_CHOICE1": [4, 5, 6, 7, 8]} | {f"KERNEL_CHOICE{i}": [2, 3, 4] for i in (2, 3, 4)}
     | {"WINDOW_CHOICE1": [2, 4, 8], "WINDOW_CHOICE2": [1, 2, 4], "WINDOW_CHOICE3": [1, 2]}
     | {f"FFN_EXP_CHOICE{i}": [2, 3, 4, 5, 6] for i in (1, 2, 3, 4)} | {"HEAD_CHOICE": [16, 32, 64]})
@@ -107,7 +107,7 @@ def parameters(tree: dict) -> int:
 
 
 def retokenize(fixture: Fixture) -> None:
-    """One set of weights under several strides and dilations, spec 8.2."""
+    """One set of weights under several strides and dilations."""
     model, variables, images = opened(fixture)
     arch = model.arch
     for i, phase in enumerate(fixture.config["phases"]):
@@ -196,7 +196,7 @@ def genotype(fixture: Fixture) -> None:
         arch = row["arch"]
         *stages, last = arch.split("|")
         if len({stage.count(",") for stage in stages}) > 1:
-            # the official code then sets every depth to 1; here it is an error (spec 12, row 11)
+            # the official code then sets every depth to 1; here it is an error
             with pytest.raises(ValueError, match="some stages have a depth L"):
                 topology.parse(arch)
             arch = "|".join([*(",".join(stage.split(",")[:3]) for stage in stages), last])
@@ -221,7 +221,7 @@ def genotype(fixture: Fixture) -> None:
 
 
 def init_stats(fixture: Fixture) -> None:
-    """One draw of the official initialisation and one of ours, held against spec 4."""
+    """A draw of the official initialisation and one of ours, each against the distribution."""
     config = fixture.config
     model = build(config, config["img"])
     images = jnp.zeros((1, model.image_size, model.image_size, 3))

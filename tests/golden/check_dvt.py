@@ -1,5 +1,5 @@
-"""DVT's fixtures (spec dvt.md 12): logits of the three exits, what stands inside, initial values,
-position tables, upsampling, counts, decay groups, learning rates."""
+"""DVT's fixtures, of the authors' code: logits of the three exits, what stands inside, initial
+values, position tables, upsampling, counts, decay groups, learning rates."""
 from collections import Counter
 from collections.abc import Mapping
 from functools import partial
@@ -24,7 +24,7 @@ from vit_efficient.layers.blocks import linear_rates
 from vit_efficient.layers.mlp import Mlp
 from vit_efficient.phases import Length
 
-ATOL = 2e-5             # spec 12: two implementations agree within 5e-6
+ATOL = 2e-5             # two implementations in float32 agree within 5e-6
 RTOL = 1e-5             # of inner values, which reach 40
 NAMES = {"drop_path_rate": "drop_path", "img_size": "image_size"}
 SHRUNK = {              # which entries a weight setting multiplies; "lowvar" is "soft" and more
@@ -218,7 +218,7 @@ def printed_einsums(T: int) -> int:
 
 
 def init(fixture: Fixture) -> None:
-    """Initial values (spec 3): the file's draw and ours, each against the distribution."""
+    """Initial values: the file's draw and ours, each against the distribution."""
     for variant, facts in fixture.config["variants"].items():
         stats = facts["stats"].plain()
         head = stats["normal_token.head.weight"]["shape"]

@@ -1,5 +1,5 @@
-"""SReT's fixtures (spec sret.md 12): models, modules, initial values, sizes, position tables, the
-distillation loss."""
+"""SReT's fixtures, of the authors' code: models, modules, initial values, sizes, position
+tables, the distillation loss."""
 from collections.abc import Iterator
 from functools import cache, partial
 import re
@@ -19,10 +19,10 @@ from vit_efficient.layers.position import bicubic
 from vit_efficient.sret import blocks
 from vit_efficient.sret.models import SReT, sret
 
-ATOL = 2e-5             # spec 12: float32 stays within 1.5e-6, small errors move logits by 5e-5
+ATOL = 2e-5             # float32 stays within 1.5e-6, small errors move logits by 5e-5
 RTOL = 1e-5             # of inner values, which reach 100
 RENAMED = {"drop_path_rate": "drop_path"}
-IGNORED = ("patch_size", "stride", "padding", "pretrained")         # spec 2.2; 9, quirk 4
+IGNORED = ("patch_size", "stride", "padding", "pretrained")         # the stem ignores three of them
 SLICED = {"SReT": True, "Distilled_SReT": True, "RecursiveTransformer": False,
           "DistilledRecursiveTransformer": False}
 
@@ -226,7 +226,7 @@ def filled(module, toy, prefix: str, *inputs) -> dict:
 
 
 def init(fixture: Fixture) -> None:
-    """Initial values (spec 4): the file's draw and ours, each against the distribution."""
+    """Initial values: the file's draw and ours, each against the distribution."""
     config = fixture.config
     shapes = dict(zip(config["names"].plain(), map(tuple, config["shapes"].plain()), strict=True))
     side = 8 * shapes["pos_embed"][-1]

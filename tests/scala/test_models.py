@@ -33,7 +33,7 @@ def count(tree: dict) -> int:
     return sum(array.size for array in jax.tree.leaves(tree))
 
 
-# spec scala.md 3: parameters plain, parameters distilled, GF distilled
+# The authors' code: parameters plain, parameters distilled, GF distilled.
 TABLE = {
     ("small", 0.25): (1_532_104, 1_629_296, 0.370), ("small", 0.5): (5_717_416, 5_910_800, 1.266),
     ("small", 0.8125): (14_681_536, 14_995_160, 3.124),

@@ -172,7 +172,7 @@ def test_running_statistics():
 
 
 def test_stochastic_depth_counts_distinct_blocks():
-    """The rates that spec sret.md 4 writes out."""
+    """The rates of the authors' models at 0.1."""
     expected = [(0, .005), (.02, .025, .03, .035, .04), (.07, .075, .08)]
     for found, rates in zip(drop_path_rates(0.1, (4, 10, 6), (2, 5, 3)), expected, strict=True):
         np.testing.assert_allclose(found, rates, rtol=1e-12)

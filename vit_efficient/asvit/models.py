@@ -1,6 +1,7 @@
 """As-ViT (ICLR 2022): a searched four-stage ViT; the stem's stride sets the number of tokens.
 
-Spec asvit.md 2 to 4 and 8.2. Parameters carry the official names; every tokenization shares them.
+arXiv 2202.11921 and the authors' PyTorch code, which has stride 4 alone: how the other strides pad
+and cut windows is ours. Parameters carry the official names; every tokenization shares them.
 """
 from functools import partial
 import math
@@ -24,7 +25,8 @@ EPSILON = 1e-5
 
 
 def auto_dilation(kernel: int, stride: int) -> int:
-    """The dilation at which the stem's kernel spans as many strides as at stride 4 (spec 8.2)."""
+    """The dilation at which the stem's kernel spans as many strides as at stride 4 (a
+    kernel of 4, as in the figure of the authors' README: 5 at stride 16, 2 at stride 8)."""
     return max(1, (kernel * stride // 4 - 1) // (kernel - 1))
 
 
@@ -49,7 +51,7 @@ def largest_split(split: int, side: int) -> int:
 
 
 def patches(grid: jax.Array, kernel: int) -> jax.Array:
-    """Patches at stride 2, zero-padded, their values channel first (spec 2.3):
+    """Patches at stride 2, zero-padded, their values channel first:
     [B, r, r, d] -> [B, ceil(r/2)^2, d * kernel^2]."""
     r = grid.shape[1]
     pad, out = same_padding(r, kernel, 2), -(-r // 2)
@@ -60,7 +62,7 @@ def patches(grid: jax.Array, kernel: int) -> jax.Array:
 
 
 class Stem(nn.Module):
-    """Images [B, S, S, 3] -> tokens [B, N, C]: a convolution, then a norm (spec 2.1, 8.2)."""
+    """Images [B, S, S, 3] -> tokens [B, N, C]: a convolution, then a norm."""
     width: int
     kernel: int
     norm: bool
@@ -80,7 +82,7 @@ class Stem(nn.Module):
 
 
 class Block(nn.Module):
-    """Windowed attention and its MLPs: tokens [B, N, D] -> [B, N, D] (spec 2.2)."""
+    """Windowed attention and its MLPs: tokens [B, N, D] -> [B, N, D]."""
     num_heads: int
     split: int
     mlp_ratio: int
@@ -116,7 +118,7 @@ class Block(nn.Module):
 
 
 class Merge(nn.Module):
-    """Token merging between stages: [B, r^2, d] -> [B, ceil(r/2)^2, width] (spec 2.3).
+    """Token merging between stages: [B, r^2, d] -> [B, ceil(r/2)^2, width].
 
     The norm sees the padding's zeros, so the layer is no ordinary convolution.
     """
@@ -179,7 +181,7 @@ class AsViT(nn.Module):
         "absolute_pos_embed", "patch_embed", "layers", "blocks", "norm1", "attn", "qkv", "proj",
         "mlps", "fc1", "fc2", "downsample", "reduction", "norm", "head")
     optional: ClassVar[dict[str, str]] = {"absolute_pos_embed": "ape"}
-    container: ClassVar[str] = ""           # official files are bare state_dicts (spec 10)
+    container: ClassVar[str] = ""           # official files are bare state_dicts
 
     def __call__(self, images: jax.Array, *, train: bool = False, stride: int = 4,
                  dilation: int | None = None) -> jax.Array:
@@ -224,7 +226,7 @@ class AsViT(nn.Module):
 
     @staticmethod
     def resize(table: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        """The position table for a model of another image size (spec 13): as for other strides."""
+        """The position table for a model of another image size: as for other strides."""
         square = table.ndim == len(shape) == 3 and all(
             round(n ** 0.5) ** 2 == n for n in (table.shape[1], shape[1]))
         if not square:
@@ -232,7 +234,7 @@ class AsViT(nn.Module):
         return resize_table(table, round(shape[1] ** 0.5))
 
     def macs(self, *, stride: int = 4, dilation: int | None = None) -> dict[str, int]:
-        """Multiply-adds of one image by part, as the official counter counts them (spec 3)."""
+        """Multiply-adds of one image by part, as the official counter counts them."""
         arch = self.arch
         sides = grid_sides(self.image_size, stride)
         counts = {"patch_embed": sides[0] ** 2 * arch.width * (3 * arch.kernels[0] ** 2 + 1)}
@@ -256,10 +258,10 @@ def asvit(num_classes: int = 1000, image_size: int = 224, dtype: str = "float32"
           num_mlps: tuple[Count, Count, Count, Count] = (1, 1, 1, 1), drop_rate: Rate = 0.0,
           attn_drop_rate: Rate = 0.0, drop_path: Rate = 0.1, scan: bool = False,
           remat: bool = False) -> AsViT:
-    """As-ViT of any architecture string; the options are the official constructor's (spec 2).
+    """As-ViT of any architecture string; the options are the official constructor's.
 
-    `ape` adds the position table that the published accuracies very probably had (spec 3); search
-    and growth go without.
+    `ape` adds the position table that the published models very probably had (their numbers of
+    parameters fit with it alone); search and growth go without.
     """
     parsed = topology.parse(arch)
     topology.check_grid(arch, parsed.splits, image_size)

@@ -1,6 +1,7 @@
 """Progressive tokenization: coarse tokens first, all tokens later, one set of weights.
 
-Spec asvit.md section 8.
+As-ViT (ICLR 2022, arXiv 2202.11921), whose trainer was not published: "figure" is read off the
+figure of the authors' README, the boundaries of the other schedules are a reconstruction.
 """
 import math
 from typing import Literal
@@ -10,7 +11,7 @@ from vit_efficient.limits import Count, NonNegative
 from vit_efficient.phases import Length, Phase, Phases, plain_position
 from vit_efficient.values import nearest
 
-# Fractions of the epochs at which strides 8 and 4 begin (spec 8.1): 40k and 70k of 300, k = 1 to 3.
+# Fractions of the epochs at which strides 8 and 4 begin: 40k and 70k of 300, k = 1 to 3.
 SCHEDULES = {"off": None, "p18": (2 / 15, 7 / 30), "p37": (4 / 15, 7 / 15), "p56": (2 / 5, 7 / 10),
              "figure": (4 / 15, 11 / 25)}
 
@@ -18,7 +19,8 @@ SCHEDULES = {"off": None, "p18": (2 / 15, 7 / 30), "p37": (4 / 15, 7 / 15), "p56
 def tokenization(epochs: float, schedule: str | tuple) -> tuple[tuple[float, int, int | None], ...]:
     """The phases of a run, by name or as an own list: `(first epoch, stride, dilation or None)`.
 
-    Boundaries are whole epochs, rounded half up; an own list's stand as given. ValueError: spec 13.
+    Boundaries are whole epochs, rounded half up; an own list's stand as given. ValueError for an
+    unknown name, too few epochs, or first epochs that do not start at 0 and increase.
     """
     key = f"phases.schedule = {schedule}"
     if isinstance(schedule, str):

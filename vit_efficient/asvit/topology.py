@@ -1,6 +1,6 @@
 """As-ViT's architecture strings, `K1,S1,E1[,L1]|K2,S2,E2[,L2]|K3,..|K4,..|H[,C]`.
 
-Spec asvit.md section 1.
+As in the authors' PyTorch code (As-ViT, ICLR 2022, arXiv 2202.11921).
 """
 from typing import NamedTuple
 
@@ -35,7 +35,7 @@ class Topology(NamedTuple):
 def parse(arch: str) -> Topology:
     """The topology of a string; as in the official code, depths default to 1 and the width to 32.
 
-    Raises ValueError naming the string, the field and what it may be (spec asvit.md 13).
+    Raises ValueError naming the string, the field and what it may be.
     """
     def wrong(text: str):
         form = 4 * "K,S,E[,L]|" + "H[,C]"

@@ -8,7 +8,7 @@ def mix(batch: dict, key: jax.Array, *, mixup: float, cutmix: float, probability
         switch_probability: float) -> dict:
     """Mixes image i of B with image B-1-i, and their labels [B, K] by the same share.
 
-    Images of uint8 stay so, rounded to the nearest integer (spec dvt.md 4.3).
+    Images of uint8 stay so, rounded to the nearest integer (as in DVT's trainer).
 
     Args:
       mixup, cutmix: alpha of the share's Beta(alpha, alpha); 0 is without that kind.

@@ -52,8 +52,8 @@ def examples_at(slots: np.ndarray, position: Position, batch_size: int, length: 
                 seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Example and copy in each of the step's global `slots`: int [b] -> int64 [b], int64 [b].
 
-    Crop-major (spec sret.md, student side of stored labels): first one crop of every example, then
-    the next one. With repeats, as in repeated augmentation (Hoffer et al., CVPR 2020; DeiT's
+    Crop-major, as FKD's trainer (arXiv 2112.01528): first one crop of every example, then the
+    next one. With repeats, as in repeated augmentation (Hoffer et al., CVPR 2020; DeiT's
     sampler), an example stands that often in a row, and its last copies may fall in the next step.
     `copy` tells the crops and repeats of one example in one pass apart and is 0 in ordinary ones.
     """

@@ -1,7 +1,7 @@
 """RandAugment (Cubuk et al., 2020) as timm's `rand-m<magnitude>-mstd0.5-inc1`, with Pillow.
 
 Two operations an image, drawn with replacement from fifteen; "inc1" are the forms of posterize,
-solarize and the four enhancers that grow with the magnitude (spec dvt.md 4.2, scala.md 5.6).
+solarize and the four enhancers that grow with the magnitude.
 """
 from collections.abc import Callable
 import math

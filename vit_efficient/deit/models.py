@@ -1,5 +1,4 @@
-"""DeiT, plain and distilled: the ground of Scala, DVT and SViTE (spec svite.md 2, scala.md 2 at
-ratio 1)."""
+"""DeiT (ICML 2021, arXiv 2012.12877), plain and distilled: the ground of Scala, DVT and SViTE."""
 from functools import partial
 from typing import ClassVar
 
@@ -155,8 +154,8 @@ class DeiT(nn.Module):
         return tuple(heads)
 
     def macs(self) -> dict[str, int]:
-        """Multiply-adds of one image by part: convolution, linear layers, both attention products
-        (spec scala.md 3)."""
+        """Multiply-adds of one image by part: convolution, linear layers, both attention
+        products."""
         D, P = self.width, (self.image_size // self.patch_size) ** 2
         N, hidden = P + self.prefix, int(D * self.mlp_ratio)
         block = N * D * 3 * D + 2 * N * N * D + N * D * D + 2 * N * D * hidden

@@ -12,7 +12,7 @@ from vit_efficient.phases import Phase
 
 
 def soft_label_loss(student: jax.Array, teacher: jax.Array, temperature: float = 1.0) -> jax.Array:
-    """Mean over B of -sum_k softmax(teacher/T)_k log_softmax(student/T)_k (spec sret.md 5.2, no T^2
+    """Mean over B of -sum_k softmax(teacher/T)_k log_softmax(student/T)_k (SReT's code: no T^2
     factor); [B, K] each -> float32 []."""
     student, teacher = (x.astype(jnp.float32) / temperature for x in (student, teacher))
     return optax.softmax_cross_entropy(student, jax.nn.softmax(teacher)).mean()
@@ -25,8 +25,8 @@ def hard_label_loss(student: jax.Array, teacher: jax.Array) -> jax.Array:
 
 
 def tempered_divergence(student: jax.Array, teacher: jax.Array, temperature: float) -> jax.Array:
-    """DeiT's soft loss: tau^2 / (B K) sum_bk KL terms of the tempered log-probabilities (spec
-    scala.md 5.3: element mean); [B, K] each -> float32 []."""
+    """DeiT's soft loss: tau^2 / (B K) sum_bk KL terms of the tempered log-probabilities (its
+    losses.py: element mean); [B, K] each -> float32 []."""
     student, teacher = (jax.nn.log_softmax(x.astype(jnp.float32) / temperature)
                         for x in (student, teacher))
     return (jnp.exp(teacher) * (teacher - student)).sum() * temperature ** 2 / student.size
@@ -48,7 +48,7 @@ def require(teacher: Callable | None, name: str) -> None:
 
 def soft_labels(forward: Callable, phase: Phase, teacher: Callable | None, *,
                 temperature: Positive = 1.0) -> Objective:
-    """A teacher's soft labels alone (spec sret.md 5.2): labels are not read by the loss."""
+    """A teacher's soft labels alone, as SReT distills: labels are not read by the loss."""
     require(teacher, "soft_labels")
 
     def loss(params, fixed, batch, key):
@@ -63,7 +63,7 @@ def soft_labels(forward: Callable, phase: Phase, teacher: Callable | None, *,
 def distilled(forward: Callable, phase: Phase, teacher: Callable | None, *,
               label_smoothing: Rate = 0.1, kind: Literal["hard", "soft"] = "hard",
               alpha: Fraction = 0.5, temperature: Positive = 1.0) -> Objective:
-    """DeiT's distillation (spec scala.md 5.3): `(1 - alpha) CE(class head, labels) + alpha term`.
+    """DeiT's distillation (its losses.py): `(1 - alpha) CE(class head, labels) + alpha term`.
 
     The term is cross-entropy with the teacher's likeliest class (`hard`) or the tempered divergence
     (`soft`), both on the second output of a distilled model.

@@ -1,6 +1,8 @@
 """DVT (NeurIPS 2021): a cascade of transformers over the same image, with more tokens each, of
 which every one reuses the features and the attention of the one before; and T2T-ViT, one of them
-alone. Spec dvt.md section 2.
+alone.
+
+arXiv 2105.15075 and the authors' code, github.com/blackfeather-wang/Dynamic-Vision-Transformer.
 """
 from collections import Counter
 from functools import partial
@@ -23,7 +25,7 @@ SAME = (                    # of a cascade and its transformers
 
 
 class DVT(nn.Module):
-    """Images [B, S, S, 3] -> one float32 [B, K] of logits for each exit, a tuple (spec 2.1).
+    """Images [B, S, S, 3] -> one float32 [B, K] of logits for each exit, a tuple.
 
     `splits` are the tokenizers of the stages, coarse to fine. With the knob `exit` (1, 2, ...) the
     stages behind that exit do not run. No gradient stops between the stages.
@@ -54,7 +56,7 @@ class DVT(nn.Module):
 
     def extras(self) -> dict[str, list[float]]:
         """What an official file has beside the weights and is known of a model that was not
-        evaluated: `flops`, the giga-operations up to each exit (spec 7.1)."""
+        evaluated: `flops`, the giga-operations up to each exit."""
         exits = range(1, 1 + len(self.splits))
         return {"flops": [sum(self.macs(exit=exit).values()) / 1e9 for exit in exits]}
 
@@ -102,7 +104,7 @@ class DVT(nn.Module):
         return total
 
     def macs(self, *, exit: int | None = None) -> dict[str, int]:
-        """Operations of one image by stage, as the paper counts them (spec 2.10)."""
+        """Operations of one image by stage, as the paper counts them (Table 6), with fvcore."""
         return sums((name, count) for (name, _), count in self.counts(exit).items())
 
 

@@ -1,4 +1,4 @@
-"""DVT's objective: every exit learns the labels (spec dvt.md 4.1)."""
+"""DVT's objective: every exit learns the labels, all with weight 1 (the authors' code)."""
 from collections.abc import Callable
 
 import jax

@@ -1,5 +1,6 @@
-"""T2T-ViT's way from an image to tokens: soft splits, performers, the table of sines (spec dvt.md
-2.2, 2.4 and 3). What no training moves is collection `constants`."""
+"""T2T-ViT's way from an image to tokens: soft splits, performers, the table of sines, as in the
+authors' code of DVT, which builds on T2T-ViT's. What no training moves is collection `constants`.
+"""
 from functools import partial
 from typing import NamedTuple
 
@@ -57,20 +58,20 @@ def unfold(x: jax.Array, split: Split) -> jax.Array:
 
 def sinusoid(length: int, width: int) -> np.ndarray:
     """The position table [1, length, width] float32: `p / 10000^(2 floor(j/2) / width)`, its sine
-    at even j, its cosine at odd j; position 0 is the class token's (spec 2.4)."""
+    at even j, its cosine at odd j; position 0 is the class token's."""
     j = np.arange(width)
     angle = np.arange(length)[:, None] / 10000 ** (2 * (j // 2) / width)
     return np.where(j % 2, np.cos(angle), np.sin(angle))[None].astype(np.float32)
 
 
 def orthonormal(key: jax.Array) -> jax.Array:
-    """A performer's `w` [32, 64]: random orthonormal rows times sqrt(32) (spec 3)."""
+    """A performer's `w` [32, 64]: random orthonormal rows times sqrt(32)."""
     return nn.initializers.orthogonal(FEATURES ** 0.5)(key, (FEATURES, TOKEN_WIDTH))
 
 
 def linear_attention(k: jax.Array, q: jax.Array, v: jax.Array, w: jax.Array) -> jax.Array:
-    """Attention through positive random features, k, q, v [B, T, 64] -> float32 [B, T, 64] (spec
-    2.2). All in float32: less would lose the exponentials and the 1e-8."""
+    """Attention through positive random features (Performer, ICLR 2021), k, q, v [B, T, 64] ->
+    float32 [B, T, 64]. All in float32: less would lose the exponentials and the 1e-8."""
     k, q, v = (x.astype(jnp.float32) for x in (k, q, v))
     einsum = partial(jnp.einsum, precision=HIGHEST)
 
@@ -106,7 +107,7 @@ class Performer(nn.Module):
 
 class TokensToToken(nn.Module):
     """Images [B, S, S, 3] -> tokens [B, n * n, D]: three soft splits with a performer after the
-    first and the second (spec 2.2)."""
+    first and the second."""
     width: int
     split: Split
     dropout: float

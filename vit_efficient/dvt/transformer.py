@@ -1,7 +1,7 @@
 """One transformer of DVT's cascade (NeurIPS 2021), which may reuse the features and the attention
 of the one before; alone it is T2T-ViT.
 
-Spec dvt.md sections 2.2 to 2.7 and 2.10. Parameters carry the official names, `feature_resuse_mlp`
+As in the authors' code (see models.py). Parameters carry the official names, `feature_resuse_mlp`
 among them; what no training moves is collection `constants`.
 """
 from collections import Counter
@@ -32,7 +32,7 @@ ORDER = (
 
 class Attention(nn.Module):
     """x [B, N, D] -> [B, N, D], and the attention's logits [B, H, N, N] with the `reused` ones
-    [B, H, N, N] in them (spec 2.5)."""
+    [B, H, N, N] in them."""
     num_heads: int
     qkv_bias: bool
     drop: float
@@ -57,8 +57,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Tokens [B, N, D] -> (tokens, attention logits [B, H, N, N]), with what is reused (spec 2.5
-    and 2.6).
+    """Tokens [B, N, D] -> (tokens, attention logits [B, H, N, N]), with what is reused.
 
     `shared` may hold `features` [B, N_up, D] and `matrix` [N, N_up], which brings them to this
     grid; `relation` [B, H, N_up, N_up] is this layer's share of the relations or None.
@@ -92,7 +91,7 @@ class Block(nn.Module):
 
 
 class Patches(nn.Module):
-    """Images [B, S, S, 3] -> tokens [B, n * n, D] by one convolution (spec 2.3)."""
+    """Images [B, S, S, 3] -> tokens [B, n * n, D] by one convolution."""
     width: int
     split: Split
     dtype: jnp.dtype
@@ -131,7 +130,7 @@ class Transformer(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     knobs: ClassVar[tuple[str, ...]] = ()
-    # The official factory finds no list in a cascade: class tokens and positions decay (spec 4.2).
+    # The authors' optimiser factory finds no list in a cascade: class tokens and positions decay.
     no_decay: ClassVar[tuple[str, ...]] = ()
     order: ClassVar[tuple[str, ...]] = ORDER
 
@@ -194,7 +193,7 @@ class Transformer(nn.Module):
         return Patches(self.width, self.split, self.dtype, name="patch_embed")(images)
 
     def _embed(self, patches: jax.Array, train: bool) -> jax.Array:
-        """Class token and positions: [B, n * n, D] -> [B, N, D] (spec 2.4)."""
+        """Class token and positions: [B, n * n, D] -> [B, N, D]."""
         (B, count, D), init = patches.shape, nn.initializers.normal(0.02)
         cls_token = self.param("cls_token", init, (1, 1, D)).astype(self.dtype)
         if self.t2t:
@@ -208,7 +207,7 @@ class Transformer(nn.Module):
 
     def _mix(self, relations: jax.Array) -> jax.Array:
         """The MLP over all layers' and heads' maps, at the resolution that they come in: [L, B, H,
-        q, k] -> the same (spec 2.7)."""
+        q, k] -> the same."""
         L, B, H, *sides = relations.shape
         maps = relations.swapaxes(0, 1).reshape(B, L * H, *sides)
         maps = gelu(Pointwise(3 * L * H, self.dtype, name="relation_reuse_conv_0")(maps))
@@ -217,7 +216,7 @@ class Transformer(nn.Module):
 
     def counts(self) -> Counter:
         """Operations of one image by (part, operator), as fvcore names and counts them: a
-        multiply-add is one, a layer norm five an element (spec 2.10)."""
+        multiply-add is one, a layer norm five an element."""
         D, L, H, h = self.width, self.depth, self.num_heads, int(self.width * self.mlp_ratio)
         n, up = self.sides[-1], self.upstream
         N, N_up, C, total = n * n + 1, up * up + 1, L * H, Counter()

@@ -8,7 +8,7 @@ def resize_table(table: jax.Array, side: int) -> jax.Array:
     """A square table [1, R * R, D] on a grid of `side`: [1, side * side, D]; differentiable.
 
     A coarser grid that divides R gets block means, any other grid bilinear interpolation with
-    half-pixel centres and without antialiasing (spec asvit.md 8.2).
+    half-pixel centres and without antialiasing: our rule for As-ViT's coarser tokens.
     """
     _, count, D = table.shape
     fine = round(count ** 0.5)
@@ -25,8 +25,8 @@ def resize_table(table: jax.Array, side: int) -> jax.Array:
 def resize_bicubic(table: jax.Array, side: int, prefix: int = 0) -> jax.Array:
     """A square table [1, prefix + R * R, D] on a grid of `side`: [1, prefix + side * side, D].
 
-    Torch's bicubic as DeiT's fine-tuning has it (spec scala.md 5.8); the `prefix` entries of the
-    class and distillation tokens are copied.
+    Torch's bicubic as DeiT's fine-tuning has it (its main.py); the `prefix` entries of the class
+    and distillation tokens are copied.
     """
     fine, D = round((table.shape[1] - prefix) ** 0.5), table.shape[2]
     grid = bicubic(table[:, prefix:].reshape(1, fine, fine, D), side)

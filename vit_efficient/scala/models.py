@@ -1,7 +1,8 @@
 """Scala (NeurIPS 2024): one DeiT, of which every uniform slice is a classifier too.
 
-Spec scala.md sections 2, 3, 8 and 10. The weights are one DeiT's; `ratio` cuts the first or the
-last channels of every tensor, and the cut tensors are a narrow DeiT.
+arXiv 2412.04786 and the authors' code, github.com/BeSpontaneous/Scala-pytorch. The weights are one
+DeiT's; `ratio` cuts the first or the last channels of every tensor, and the cut tensors are a
+narrow DeiT.
 """
 from dataclasses import fields
 from functools import lru_cache, partial
@@ -15,8 +16,8 @@ import numpy as np
 from vit_efficient.deit.models import DeiT, check_sizes
 from vit_efficient.limits import Count, Fraction, Positive, Rate
 
-EPSILON = 1e-5      # of the norms, also at ratio 1 (spec 2.3)
-TOLERANCE = 1e-6    # a ratio this near to a width means that width (spec 10.5)
+EPSILON = 1e-5      # of the norms, also at ratio 1, as in the authors' forward pass
+TOLERANCE = 1e-6    # a ratio this near to a width means that width
 
 
 def cut(array: jax.Array, shape: tuple[int, ...], first: bool) -> jax.Array:
@@ -30,9 +31,9 @@ class Scala(DeiT):
 
     The widths run from `smallest_ratio` to `largest_ratio` (the default of `ratio`) in steps of
     `granularity`; `None` allows every ratio up to 1 that leaves each head whole channels, trained
-    or not. `sides` "consistent" drops the official distilled model's literal 0.25 and 1.0 (spec
-    2.2), "first" cuts all sub-nets from the same end; `qkv_slice` "each" cuts queries, keys and
-    values apart.
+    or not. `sides` "consistent" drops the official distilled model's literal 0.25 and 1.0,
+    "first" cuts all sub-nets from the same end; `qkv_slice` "each" cuts queries, keys and values
+    apart.
     """
     epsilon: float = EPSILON
     cls_std: float = 1e-6
@@ -73,7 +74,7 @@ class Scala(DeiT):
 
     def subnet(self, ratio: float | None = None) -> DeiT:
         """The narrow DeiT whose weights are `sliced(params, ratio)`: as many heads, and the
-        attention scale of the full head width (spec 2.4)."""
+        attention scale of the full head width."""
         options = {field.name: getattr(self, field.name) for field in fields(DeiT)
                    if field.name not in ("parent", "name")}
         channels = round(self.width_ratio(ratio) * self.head_width)
@@ -81,7 +82,7 @@ class Scala(DeiT):
                                      parent=None, name=None))
 
     def sliced(self, params: dict, ratio: float | None = None) -> dict:
-        """The cut of spec 2.3 through every array of `params`, jax or numpy."""
+        """The cut of width `ratio` through every array of `params`, jax or numpy."""
         ratio, shapes = self.width_ratio(ratio), _shapes(self.subnet(ratio))
         slices = {}
         for path, array in traverse_util.flatten_dict(params).items():
@@ -95,7 +96,7 @@ class Scala(DeiT):
         return traverse_util.unflatten_dict(slices)
 
     def _takes_first(self, part: str, ratio: float) -> bool:
-        """Which end of the channels `part` of the model keeps (spec 2.2)."""
+        """Which end of the channels `part` of the model keeps."""
         ends = (self.smallest_ratio, self.largest_ratio)
         if self.sides == "official" and self.distilled:
             if part != "patch_embed" and not part.startswith("blocks_"):
@@ -117,12 +118,12 @@ class Scala(DeiT):
                                         images, train=train, rngs=rngs, method="features")
 
     def macs(self, *, ratio: float | None = None) -> dict[str, int]:
-        """Multiply-adds of one image by part at width `ratio` (spec 3)."""
+        """Multiply-adds of one image by part at width `ratio`."""
         return self.subnet(ratio).macs()
 
     def flops(self, *, ratio: float | None = None) -> int:
         """The paper's GFLOPs axis times 1e9: the multiply-adds, and 5 operations for each element
-        that a layer norm sees (spec 3)."""
+        that a layer norm sees."""
         net = self.subnet(ratio)
         tokens = (self.image_size // self.patch_size) ** 2 + self.prefix
         norms = 2 * self.depth * tokens + (1 if self.global_pool == "avg" else tokens)
@@ -139,7 +140,7 @@ def _shapes(net: DeiT) -> dict[tuple[str, ...], tuple[int, ...]]:
 
 def standalone(model: Scala, variables: dict, ratio: float) -> tuple[DeiT, dict]:
     """The sub-net of width `ratio` as a DeiT of its own, whose queries have the ordinary scale
-    (head width ** -0.5): `(net, its variables as numpy arrays)` (spec 8).
+    (head width ** -0.5): `(net, its variables as numpy arrays)`.
 
     It has the heads of the full model and epsilon 1e-5: what stores its weights stores
     `net.num_heads` and `net.epsilon` beside them.
@@ -163,7 +164,7 @@ def scala(num_classes: int = 1000, image_size: int = 224, dtype: str = "float32"
           qkv_slice: Literal["flat", "each"] = "flat", drop_rate: Rate = 0.0,
           attn_drop_rate: Rate = 0.0, drop_path: Rate = 0.1, scan: bool = False,
           remat: bool = False) -> Scala:
-    """A Scala of any size; ValueError for sizes or widths that do not fit together (spec 11)."""
+    """A Scala of any size; ValueError for sizes or widths that do not fit together."""
     check_sizes(width, num_heads, image_size, patch_size)
     _check_widths(smallest_ratio, largest_ratio, granularity, width // num_heads)
     for key, value, usual in (("global_pool", global_pool, "token"),

@@ -1,7 +1,7 @@
 """The parts of SReT (ECCV 2022): stem, sliced attention, the shared block, the unshared MLP (NLL),
 pooling, and a stage, which applies every block several times in a row with the same weights.
 
-Spec sret.md 2.2 to 2.6 and 4. Parameters carry the official names.
+As in the authors' code (see models.py). Parameters carry the official names.
 """
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -29,7 +29,7 @@ class Drops(NamedTuple):
 
 class Stem(nn.Module):
     """Images [B, R, R, 3] -> grid [B, ceil(R/8), ceil(R/8), C]: three convolutions of stride 2 with
-    a zero on all sides, each with a batch norm and a ReLU (spec 2.2)."""
+    a zero on all sides, each with a batch norm and a ReLU."""
     width: int
     dtype: jnp.dtype
 
@@ -52,7 +52,7 @@ class Scalar(nn.Module):
 
 def sliced(attention: Callable, x: jax.Array, groups: int,
            permutation: jax.Array | None = None) -> jax.Array:
-    """`attention` within `groups` runs of consecutive tokens: x [B, N, C] -> [B, N, C] (spec 2.5).
+    """`attention` within `groups` runs of consecutive tokens: x [B, N, C] -> [B, N, C].
 
     `permutation` int32 [N] mixes the tokens before they are cut into runs; the result is put back
     in order.
@@ -66,8 +66,8 @@ def sliced(attention: Callable, x: jax.Array, groups: int,
 
 
 class Block(nn.Module):
-    """Sliced attention and an MLP, with learnable coefficients: tokens [B, N, C] -> [B, N, C]
-    (spec 2.4). The recursion applies one block several times: everything in it is shared."""
+    """Sliced attention and an MLP, with learnable coefficients: tokens [B, N, C] -> [B, N, C].
+    The recursion applies one block several times: everything in it is shared."""
     num_heads: int
     mlp_ratio: float
     drops: Drops
@@ -89,8 +89,8 @@ class Block(nn.Module):
 
 
 class Nonlinear(nn.Module):
-    """The layer after each pass of a block, never shared (NLL): tokens [B, N, C] -> [B, N, C]
-    (spec 2.4). It has no stochastic depth."""
+    """The layer after each pass of a block, never shared (NLL): tokens [B, N, C] -> [B, N, C].
+    It has no stochastic depth."""
     mlp_ratio: float
     drops: Drops
     dtype: jnp.dtype
@@ -106,7 +106,7 @@ class Nonlinear(nn.Module):
 
 class Pool(nn.Module):
     """Between stages: grid [B, g, g, C] -> [B, ceil(g/2), ceil(g/2), width], each channel by itself
-    giving `width / C` (spec 2.6)."""
+    giving `width / C`."""
     width: int
     dtype: jnp.dtype
 

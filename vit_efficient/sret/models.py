@@ -1,7 +1,8 @@
 """SReT (ECCV 2022): a three-stage pyramid whose blocks are applied twice in a row with the same
 weights, with sliced self-attention.
 
-Spec sret.md 2 to 4 and 7. Parameters carry the official names; slices do not show in them.
+arXiv 2111.05297 and the authors' code, github.com/szq0214/SReT. Parameters carry the official
+names; slices do not show in them.
 """
 from collections.abc import Sequence
 from functools import partial
@@ -21,7 +22,7 @@ from vit_efficient.sret.blocks import EPSILON, Drops, Pool, Stage, Stem
 
 
 def grid_sides(image_size: int, stages: int) -> tuple[int, ...]:
-    """Sides of the stages' token grids: ceil(R/8), then halved, rounded up (spec 2.1)."""
+    """Sides of the stages' token grids: ceil(R/8), then halved, rounded up."""
     sides = [-(-image_size // 8)]
     for _ in range(stages - 1):
         sides.append(-(-sides[-1] // 2))
@@ -31,7 +32,7 @@ def grid_sides(image_size: int, stages: int) -> tuple[int, ...]:
 def drop_path_rates(last: float, depth: Sequence[int],
                     recursive_num: Sequence[int]) -> list[tuple[float, ...]]:
     """Stochastic depth of each stage's distinct blocks: the index counts them, the offset all
-    passes, so that `last` is never reached (spec 4)."""
+    passes, so that `last` is never reached."""
     return [tuple(last * (sum(depth[:s]) + r) / sum(depth) for r in range(count))
             for s, count in enumerate(recursive_num)]
 
@@ -41,7 +42,7 @@ class SReT(nn.Module):
 
     `groups` holds each stage's number of slices in each pass. Passes after the first permute the
     tokens before they slice them, all images alike: `permutation` "random" draws that order anew in
-    training and from `permutation_seed` in evaluation (spec 6), "identity" leaves it out;
+    training and from `permutation_seed` in evaluation, "identity" leaves it out;
     `permutations` gives the orders themselves, int32 [N] each, in the order of the passes.
     """
     base_dims: tuple[int, ...]
@@ -106,7 +107,7 @@ class SReT(nn.Module):
                           self.dtype, name=f"transformers_{s}")
             x = stage(tokens(x), orders[s], train).reshape(x.shape)
             grids.append(x)
-        # mean over tokens and the classifier in float32; the mean comes before the norm (spec 2.7)
+        # mean over tokens and the classifier in float32; the mean comes before the norm
         pooled = LayerNorm(EPSILON, name="norm")(x.astype(jnp.float32).mean((1, 2)))
         logits = pooled
         if self.num_classes:
@@ -152,7 +153,7 @@ class SReT(nn.Module):
 
     def official_names(self, path: tuple[str, ...]) -> tuple[str, ...]:
         """Names in the official state_dict of the array at `path` (without its collection): a
-        shared block is listed once a pass (spec 7)."""
+        shared block is listed once a pass."""
         name = names.official(path)
         found = re.fullmatch(r"(transformers\.(\d+)\.blocks\.)(\d+)(\..+)", name)
         if not found or int(found[3]) % 2:
@@ -162,8 +163,8 @@ class SReT(nn.Module):
                      for i in range(len(self.groups[int(found[2])])))
 
     def macs(self, **knobs) -> dict[str, int]:
-        """Multiply-adds of one image by part: convolutions, linear layers, both attention products
-        (spec 3)."""
+        """Multiply-adds of one image by part: convolutions, linear layers, both attention
+        products."""
         widths, sides = self.widths, grid_sides(self.image_size, len(self.groups))
         pixels = [(-(-self.image_size // stride)) ** 2 for stride in (2, 4, 8)]
         outputs = (widths[0] // 2, widths[0], widths[0])
@@ -187,12 +188,10 @@ def sret(num_classes: int = 1000, image_size: int = 224, dtype: str = "float32",
          mlp_ratio: Positive = 3.6, np_mlp_ratio: Positive = 1.0, drop_rate: Rate = 0.0,
          attn_drop_rate: Rate = 0.0, drop_path: Rate = 0.1, scan: bool = False,
          remat: bool = False) -> SReT:
-    """SReT of any size; the options are the official constructor's (spec 2.1), each with one entry
-    a stage.
+    """SReT of any size; the options are the official constructor's, each with one entry a stage.
 
     `groups1` cuts the tokens in the first pass of a block, `groups2` in all later ones (or an entry
-    lists one number a later pass); `None` cuts nothing. Raises ValueError for sizes that do not fit
-    (spec 10).
+    lists one number a later pass); `None` cuts nothing. ValueError for sizes that do not fit.
     """
     groups1, groups2 = groups1 or (1,) * len(depth), groups2 or (1,) * len(depth)
     lists = dict(base_dims=base_dims, heads=heads, recursive_num=recursive_num, groups1=groups1,
@@ -230,7 +229,7 @@ def _passes(stage: int, depth: int, blocks: int, first: int,
 
 
 def _check(image_size: int, widths: Sequence[int], groups: Sequence[Sequence[int]]) -> None:
-    """Raises ValueError for sizes that do not fit one another (spec 10)."""
+    """Raises ValueError for sizes that do not fit one another."""
     if image_size % 8:
         raise ValueError(f"data.image_size = {image_size}: must be a multiple of 8, the nearest is "
                          f"{max(round(image_size / 8), 1) * 8}")
@@ -255,7 +254,7 @@ _SLICES = dict(groups1=(8, 4, 1), groups2=(2, 1, 1))
 _SIZES = {
     "t": partial(sret, mlp_ratio=3.6),
     "lt": partial(sret, mlp_ratio=4.0),
-    # 0.2: an earlier revision of the official constructors (spec 3)
+    # 0.2: an earlier revision of the official constructors
     "s": partial(sret, base_dims=(42, 42, 42), heads=(3, 6, 12), mlp_ratio=3.0, np_mlp_ratio=2.0,
                  drop_path=0.2),
 }

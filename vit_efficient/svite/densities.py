@@ -1,4 +1,4 @@
-"""How dense each layer of a sparse network is (spec svite.md 3.1 and 3.2).
+"""How dense each layer of a sparse network is (SViTE, NeurIPS 2021, the authors' code).
 
 Layers are named by their official names and given by the shapes of their weights, whose order of
 axes does not matter.
@@ -27,8 +27,7 @@ class Densities(NamedTuple):
 
 
 def maskable(shapes: Shapes) -> Shapes:
-    """Those of a state_dict that masks cover: matrices and convolutions, no selector's (spec
-    3.1)."""
+    """Those of a state_dict that masks cover: matrices and convolutions, no selector's."""
     return {name: shape for name, shape in shapes.items()
             if len(shape) in (2, 4) and "gumbel" not in name}
 
@@ -39,9 +38,9 @@ def uniform(shapes: Shapes, density: float) -> Densities:
 
 
 def fixed_erk(shapes: Shapes, density: float) -> Densities:
-    """Erdos-Renyi with kernel: proportional to `r = sum(shape) / prod(shape)`, scaled so that the
-    non-zeros of all layers together are `density`; a layer that would pass 1 is dense and the
-    others share the rest (spec 3.2)."""
+    """Erdos-Renyi with kernel (RigL, ICML 2020): proportional to `r = sum(shape) / prod(shape)`,
+    scaled so that the non-zeros of all layers together are `density`; a layer that would pass 1 is
+    dense and the others share the rest."""
     size = {name: prod(shape) for name, shape in shapes.items()}
     raw = {name: sum(shape) / size[name] for name, shape in shapes.items()}
     full: set[str] = set()
@@ -62,7 +61,7 @@ def erdos_renyi(shapes: Shapes, density: float) -> Densities:
     density above 1 means a dense layer.
 
     Its factor is found by ever smaller steps up and down until the non-zeros are within 5 of
-    `density`, and takes one more step then: official numbers are up to 1 % off (spec 3.2).
+    `density`, and takes one more step then: official numbers are up to 1 % off.
     """
     axes = sum(map(sum, shapes.values()))
     target = density * sum(map(prod, shapes.values()))

@@ -1,5 +1,5 @@
-"""Masks of sparse weights and how the official trainer's checkpoints name them (spec svite.md 3.1,
-3.3, 4.1 and 10.1).
+"""Masks of sparse weights and how the official trainer's checkpoints name them (SViTE,
+NeurIPS 2021, the authors' code).
 
 Masks are bool and stand under their weights' official names, in torch's layout.
 """
@@ -15,8 +15,7 @@ Masks = dict[str, np.ndarray]
 
 
 def drawn(uniform: jax.Array | np.ndarray, density: float) -> jax.Array | np.ndarray:
-    """The Bernoulli mask of a layer from numbers in [0, 1): as many non-zeros as happens (spec
-    3.3)."""
+    """The Bernoulli mask of a layer from numbers in [0, 1): as many non-zeros as happens."""
     return uniform < np.float32(density)
 
 
@@ -59,7 +58,7 @@ def decode(checkpoint: Mapping, state_dict: Mapping, *, fired: bool = False) -> 
 def official_keys(shapes: Shapes, *, structured: bool,
                   distributed: bool = True) -> dict[str, dict[str, str]]:
     """The keys of the three dictionaries of masks in a checkpoint, weight -> key, for a model with
-    these entries in this order (spec 10.1). A distributed run puts `module.` before."""
+    these entries in this order. A distributed run puts `module.` before."""
     prefix = "module." if distributed else ""
     if not structured:
         masked = maskable(shapes)
@@ -75,7 +74,7 @@ def active_heads(mask: np.ndarray, head_width: int) -> list[int]:
     """Heads that the mask [3 A, D] of a `qkv.weight` leaves, ascending. The official files do not
     store them.
 
-    Raises ValueError where a head is masked in part (spec 4.1).
+    Raises ValueError where a head is masked in part.
     """
     parts = mask.reshape(3, -1, head_width * mask.shape[1])
     whole, some = parts.all((0, 2)), parts.any((0, 2))

@@ -1,7 +1,8 @@
 """SViTE (NeurIPS 2021): DeiT with fewer heads and neurons, and with a learnt choice of tokens.
 
-Spec svite.md 2, 4.4 and 5. Unstructured sparsity is no model of its own: masks stand beside the
-weights in the train state, and the masked model is the DeiT of `vit_efficient/deit`.
+arXiv 2106.04533 and the authors' code, github.com/VITA-Group/SViTE. Unstructured sparsity is no
+model of its own: masks stand beside the weights in the train state, and the masked model is the
+DeiT of `vit_efficient/deit`.
 """
 from functools import partial
 from typing import ClassVar, Literal, NamedTuple
@@ -29,7 +30,7 @@ class Stream(NamedTuple):
 
 class Projection(nn.Module):
     """The heads' outputs [B, N, A] -> [B, N, D] with a matrix [D, D], of which rows past A are
-    dead: stored and counted, as the official compact models do, but not multiplied (spec 2.1)."""
+    dead: stored and counted, as the official compact models do, but not multiplied."""
     width: int
     dtype: jnp.dtype
 
@@ -44,7 +45,7 @@ class Projection(nn.Module):
 
 class Attention(nn.Module):
     """Attention of `num_heads` heads of `head_width` channels, together A <= D: x [B, N, D] -> [B,
-    N, D]. With a `token_number` it sees that many tokens, the others as zeros (spec 5.3)."""
+    N, D]. With a `token_number` it sees that many tokens, the others as zeros."""
     num_heads: int
     head_width: int
     qkv_bias: bool
@@ -99,7 +100,7 @@ class SViTE(nn.Module):
 
     `token_number` of the tokens, the class token included, count in the blocks (`None`: all).
     `token_selection` says which: "first" takes the first ones; "input" has a learnt selector after
-    the position table, "layers" another one in each block's attention (spec 5). `token_mode`
+    the position table, "layers" another one in each block's attention. `token_mode`
     "zero" multiplies the others by zero, as the official code does; "gather" takes them out of the
     sequence, another function and a faster one.
     """
@@ -149,7 +150,8 @@ class SViTE(nn.Module):
 
         `tau` is the selectors' temperature (default 1), `noise` [draws, B, N] their Gumbel noise:
         the input's, then each block's. Without `noise` it is drawn from the key `dropout`; an
-        evaluation that is given none either takes the likeliest tokens (spec 12, Q3).
+        evaluation that is given none either takes the likeliest tokens (the authors' code
+        draws noise there too).
         """
         (B, side, _, _), D, init = images.shape, self.width, nn.initializers.normal(0.02)
         if images.shape[1:3] != (self.image_size,) * 2:
@@ -211,8 +213,7 @@ class SViTE(nn.Module):
 
     def macs(self) -> dict[str, int]:
         """Multiply-adds of one image by part: convolution, linear layers, both attention products
-        (spec 2.1). The dead rows of a compact model's `proj` count, as in the official numbers; a
-        selector does not (spec 9)."""
+        and the dead rows of a compact model's `proj`, as in the official numbers; no selector."""
         D, A = self.width, self.num_heads * self.head_width
         P = (self.image_size // self.patch_size) ** 2
         shorter = self.token_selection == "first" or self.token_mode == "gather"
@@ -262,7 +263,7 @@ def svite(num_classes: int = 1000, image_size: int = 224, dtype: str = "float32"
 
 
 _SIZES = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12)}
-# Heads of 64 channels by percent of a DeiT that is left, and the MLP's ratio (spec 2.1).
+# Heads of 64 channels by percent of a DeiT that is left, and the MLP's ratio: the authors' code.
 _HEADS = {"tiny": {70: 2}, "small": {70: 4, 60: 4, 50: 3, 40: 2, 30: 2},
           "base": {70: 8, 60: 8, 50: 6, 40: 4, 30: 4}}
 _RATIOS = {70: 2.8, 60: 2.4, 50: 2.0, 40: 1.6, 30: 1.2}

@@ -1,6 +1,6 @@
 """SViTE+'s token selector: which tokens of an image count, learnt by a straight-through top-k.
 
-Spec svite.md 5. Noise is an input here: the model draws it.
+SViTE (NeurIPS 2021), the authors' code. Noise is an input here: the model draws it.
 """
 from typing import NamedTuple
 
@@ -28,7 +28,7 @@ def largest(scores: jax.Array, count: int) -> jax.Array:
 
 def select(log_prob: jax.Array, noise: jax.Array, tau: jax.Array | float, token_number: int, *,
            exact: bool = False) -> Selection:
-    """Gumbel top-k of log-probabilities [B, N] (spec 5.1): `s = softmax((l + G) / tau)`, 1 on the
+    """Gumbel top-k of log-probabilities [B, N]: `s = softmax((l + G) / tau)`, 1 on the
     `token_number` largest, with the gradient of s.
 
     The class token, at 0, always counts: `exact` makes it one of the `token_number`, else it may be
