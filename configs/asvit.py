@@ -17,10 +17,10 @@ from typing import Literal
 
 from ml_collections import ConfigDict
 
-from vit_efficient.data.sources import named_images
+from vit_efficient.data.sources import IMAGENET, named_images
 
-IMAGES = {"imagenet": dict(source="tfds", name="imagenet2012"),
-          "cifar10": dict(source="tfds", name="cifar10"), "digits": dict(source="digits")}
+IMAGES = {"imagenet": IMAGENET, "cifar10": dict(source="tfds", name="cifar10"),
+          "digits": dict(source="digits")}
 
 
 def get_config(variant: Literal["small", "base", "large"] = "small",

@@ -10,19 +10,26 @@ small, 50 % unstructured with 187 tokens 80.18, with 177 tokens 79.91.
         --config=configs/svite.py:model=svite_small_patch16_224,imagefolder=PATH \\
         --config.init_from=deit_small_unstructure_50_sparseinput_0.95_80.18.pth
 
-Words: imagefolder=PATH (a folder with train|val/<class>/*.jpg), model=NAME. The zeros of a sparse
-file stand in its weights, so evaluation is complete; a selector takes its likeliest tokens. Sparse
-training is to come: so far this trains the dense model, with crop and flip as augmentation.
+Words: model=NAME, tfds=NAME (by default imagenet2012), imagefolder=PATH (a folder with
+train|val/<class>/*.jpg), arrayrecord=PATH (what --job=prepare makes). The zeros of a sparse file
+stand in its weights, so evaluation is complete; a selector takes its likeliest tokens. Sparse
+training is to come: so far this trains the dense model.
 """
 from ml_collections import ConfigDict
 
+from vit_efficient.data.sources import IMAGENET, named_images
 
-def get_config(*, model: str = "deit_base_patch16_224", imagefolder: str = "") -> ConfigDict:
+
+def get_config(*, model: str = "deit_base_patch16_224", tfds: str | None = None,
+               imagefolder: str | None = None, arrayrecord: str | None = None) -> ConfigDict:
     """The defaults of the authors' main.py, epochs and batches of their commands."""
+    images = named_images(tfds=tfds, imagefolder=imagefolder, arrayrecord=arrayrecord)
     return ConfigDict(dict(
         seed=0, epochs=600.0, batch_size=1024 if "_base_" in model else 512, dtype="bfloat16",
-        data=dict(source="imagefolder", path=imagefolder,
-                  image_size=384 if model.endswith("_384") else 224),
+        data=dict(image_size=384 if model.endswith("_384") else 224,
+                  **(images or IMAGENET)),
+        augment=dict(crop="random_resized", interpolation="bicubic", randaugment=9.0, erase=0.25,
+                     mixup=0.8, cutmix=1.0, repeats=3, device=("normalize", "erase", "mix")),
         model=dict(name=model, drop_path=0.1),
         objective=dict(name="supervised", label_smoothing=0.1),
         optim=dict(lr=5e-4, lr_batch=512, schedule="official", warmup_epochs=5.0, warmup_lr=1e-6,

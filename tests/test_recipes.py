@@ -54,7 +54,7 @@ def test_every_recipe_is_assembled_and_scores_what_its_paper_scores(recipe, fold
     assert found.keys() == scored
 
 
-def test_a_recipe_without_images_says_what_is_missing():
-    for recipe in ("deit", "scala", "dvt", "sret", "svite"):
-        with pytest.raises(ValueError, match="data.path = '': data.source = imagefolder"):
-            assemble(vit_efficient.config(recipe))
+def test_a_recipe_without_images_is_that_of_imagenet(tmp_path):
+    for recipe in ("asvit", "deit", "scala", "dvt", "sret", "svite"):
+        with pytest.raises(ValueError, match="data.name = imagenet2012: is not prepared in "):
+            assemble(vit_efficient.config(recipe, {"data.path": str(tmp_path)}))

@@ -9,6 +9,8 @@ from vit_efficient.data import order
 from vit_efficient.data.folders import open_folders
 from vit_efficient.limits import Count, Whole
 
+# What the papers train on; a recipe's images where its words name none.
+IMAGENET = {"source": "tfds", "name": "imagenet2012"}
 # The digits' validation images were drawn once, with this seed, and never chosen by a result.
 _DIGITS_SPLIT_SEED = 1797
 
