@@ -32,8 +32,8 @@ Trains, evaluates and measures efficient vision transformers.
   --config.GROUP.KEY=VALUE        changes a key, e.g. --config.optim.lr=1e-3 --config.epochs=2
   --workdir=DIR                   checkpoints, config.json, metrics; default runs/NAME-WORDS.
                                   Without --config: go on with the run stored there
-  --job=JOB                       train (default), evaluate, summary, benchmark, or one of the
-                                  recipe's own; --job=JOB --help lists the job's flags
+  --job=JOB                       train (default), evaluate, export, summary, benchmark, plan,
+                                  prepare; --job=JOB --help lists the job's flags
   --coordinator=HOST:PORT --processes=N --process=I
                                   one of N processes of a run on many hosts, I from 0"""
 
