@@ -176,8 +176,9 @@ def scala(num_classes: int = 1000, image_size: int = 224, dtype: str = "float32"
         raise ValueError("model.class_token = False: needs model.global_pool = avg")
     return Scala(width, depth, num_heads, num_classes, image_size, patch_size, mlp_ratio, distilled,
                  drop_rate, attn_drop_rate, drop_path, scan, remat, jnp.dtype(dtype), qkv_bias,
-                 global_pool, class_token, no_embed_class, smallest_ratio=smallest_ratio, largest_ratio=largest_ratio,
-                 granularity=granularity, sides=sides, qkv_slice=qkv_slice)
+                 global_pool, class_token, no_embed_class, smallest_ratio=smallest_ratio,
+                 largest_ratio=largest_ratio, granularity=granularity, sides=sides,
+                 qkv_slice=qkv_slice)
 
 
 def _check_widths(smallest: float, largest: float, granularity: float | None,
