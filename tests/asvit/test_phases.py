@@ -40,7 +40,7 @@ def test_every_switch_is_on_the_first_step_of_its_epoch():
     assert of_steps(phases) == [(0, 16, 4), (80, 8, 2), (140, 4, 1)]
     assert phases.total == 300
     assert phases.phase_at(79) != phases.phase_at(80) == phases.phase_at(139)
-    assert phases.position(80) == (8, 0, 1)                # the examples go on as without phases
+    assert phases.position(80) == (8, 0, 1, 1)             # the examples go on as without phases
 
 
 def test_without_phases_there_is_one_program():

@@ -82,7 +82,7 @@ def _how_to_prepare(name: str, path: str) -> str:
 def _check_features(name: str, features) -> None:
     found = {key: type(feature) for key, feature in features.items()}
     if (found.get("image"), found.get("label")) != (tfds.features.Image, tfds.features.ClassLabel):
-        what = ", ".join(f"{key} ({kind.__name__})" for key, kind in found.items())
+        what = ", ".join(f"{key} ({kind.__name__})" for key, kind in sorted(found.items()))
         raise ValueError(f"data.name = {name}: must have an image and a class label, has {what}")
 
 
