@@ -119,8 +119,8 @@ def npz(path: Path) -> None:
 
 # What each is -> (how it is made, what the error says)
 HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
-    "a pickle that writes a file": (evil(2), "needs (pathlib[.\w]*|__builtin__.getattr)"),
-    "the same in protocol 4": (evil(4), "needs (pathlib[.\w]*|builtins.getattr)"),
+    "a pickle that writes a file": (evil(2), "needs (pathlib[._a-zA-Z]+|__builtin__.getattr)"),
+    "the same in protocol 4": (evil(4), "needs (pathlib[._a-zA-Z]+|builtins.getattr)"),
     "the same without an archive": (evil(2, bare=True), "torch before 1.6"),
     "os.system": (pth(OPEN + call("posix", "system", text("touch executed")) + b"."),
                   "needs posix.system, which weights have no use for; it was not run"),
