@@ -10,21 +10,11 @@ from vit_efficient.layers.attention import Attention
 from vit_efficient.layers.blocks import drop_path, linear_rates, run_blocks
 from vit_efficient.layers.mlp import Mlp
 from vit_efficient.layers.norm import LayerNorm
-from vit_efficient.layers.patch import conv, tokens
+from vit_efficient.layers.patch import PatchEmbed
+from vit_efficient.layers.pool import sum_tokens
 from vit_efficient.limits import Count, Positive, Rate
 
 EPSILON = 1e-6
-
-
-class PatchEmbed(nn.Module):
-    """Image [B, H, W, 3] -> tokens [B, N, D] of square patches, row by row."""
-    width: int
-    patch_size: int
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, images: jax.Array) -> jax.Array:
-        return tokens(conv(self.width, self.patch_size, self.patch_size, dtype=self.dtype)(images))
 
 
 class Block(nn.Module):
@@ -106,8 +96,8 @@ class DeiT(nn.Module):
                 f"images of {images.shape[1]} x {images.shape[2]} pixels: this model was made for "
                 f"image_size = {self.image_size}; layers.position.resize_bicubic gives its "
                 f"pos_embed another grid")
-        patches = PatchEmbed(self.width, self.patch_size, self.dtype, name="patch_embed")(
-            images.astype(self.dtype))
+        patches = PatchEmbed(self.width, self.patch_size, self.patch_size, dtype=self.dtype,
+                             name="patch_embed")(images)
         embedded = nn.Dropout(self.drop_rate, deterministic=not train)(self._embed(patches))
         block = dict(num_heads=self.num_heads, mlp_ratio=self.mlp_ratio, qkv_bias=self.qkv_bias,
                      scale=self.scale, epsilon=self.epsilon, drop=self.drop_rate,
@@ -141,10 +131,8 @@ class DeiT(nn.Module):
         """Logits [B, K] in float32 of each head, from the tokens [B, N, D]."""
         position, average, heads = jnp.arange(x.shape[1]), self.global_pool == "avg", []
         for i, name in enumerate(["head", "head_dist"][:1 + self.distilled]):
-            # A masked sum, not `x[:, i]`: the gradient of a slice costs a TPU step a fifth.
             chosen = position >= self.prefix if average else position == i
-            pooled = jnp.einsum("bnd,n->bd", x, chosen.astype(x.dtype),
-                                preferred_element_type=jnp.float32)
+            pooled = sum_tokens(x, chosen)
             if average:
                 pooled = LayerNorm(self.epsilon, name="fc_norm")(pooled / chosen.sum())
             if self.num_classes:
@@ -164,10 +152,14 @@ class DeiT(nn.Module):
         return counts | ({"head_dist": D * self.num_classes} if self.distilled else {})
 
 
-def check_sizes(width: int, num_heads: int, image_size: int, patch_size: int) -> None:
-    """ValueError unless `num_heads` divides `width` and `patch_size` the image's side."""
+def check_heads(width: int, num_heads: int) -> None:
+    """ValueError unless `num_heads` divides `width`."""
     if width % num_heads:
         raise ValueError(f"model.num_heads = {num_heads}: must divide model.width = {width}")
+
+
+def check_patches(image_size: int, patch_size: int) -> None:
+    """ValueError unless `patch_size` divides the image's side."""
     if image_size % patch_size:
         near = max(round(image_size / patch_size), 1) * patch_size
         raise ValueError(f"data.image_size = {image_size}: must be a multiple of model.patch_size "
@@ -181,14 +173,16 @@ def deit(num_classes: int = 1000, image_size: int = 224, dtype: str = "float32",
          scan: bool = False, remat: bool = False) -> DeiT:
     """A DeiT of any size; `num_heads` divides `width` and `patch_size` the image's side, else
     ValueError."""
-    check_sizes(width, num_heads, image_size, patch_size)
+    check_heads(width, num_heads)
+    check_patches(image_size, patch_size)
     return DeiT(width, depth, num_heads, num_classes, image_size, patch_size, mlp_ratio, distilled,
                 drop_rate, attn_drop_rate, drop_path, scan, remat, jnp.dtype(dtype), qkv_bias)
 
 
-_SIZES = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12)}
+# Width and heads.
+SIZES = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12)}
 VARIANTS = {"deit": deit} | {
     f"deit_{size}{'_distilled' if distilled else ''}_patch16_{side}": partial(
         deit, image_size=side, width=width, num_heads=heads, distilled=distilled)
-    for size, (width, heads) in _SIZES.items() for distilled in (False, True)
+    for size, (width, heads) in SIZES.items() for distilled in (False, True)
     for side in ((224, 384) if size == "base" else (224,))}

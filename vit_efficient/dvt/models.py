@@ -12,6 +12,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from vit_efficient.deit.models import check_heads
 from vit_efficient.dvt.t2t import Split, map_sides
 from vit_efficient.dvt.transformer import ORDER, Transformer, sums
 from vit_efficient.limits import Count, Positive, Rate, Whole
@@ -111,8 +112,7 @@ class DVT(nn.Module):
 def _checked(splits: tuple[tuple[int, int, int], ...], grids: list[int], width: int, num_heads: int,
              image_size: int) -> tuple[Split, ...]:
     """The splits; ValueError unless the grids that they give increase and the heads fit."""
-    if width % num_heads:
-        raise ValueError(f"model.num_heads = {num_heads}: must divide model.width = {width}")
+    check_heads(width, num_heads)
     for kernel, stride, padding in splits:
         if kernel > image_size or padding >= kernel:
             raise ValueError(f"model.splits = {splits}: a window of {kernel} pixels must fit the "

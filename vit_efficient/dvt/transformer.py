@@ -20,7 +20,8 @@ from vit_efficient.layers.attention import Fused
 from vit_efficient.layers.blocks import drop_path, linear_rates, run_blocks
 from vit_efficient.layers.mlp import Mlp, gelu
 from vit_efficient.layers.norm import LayerNorm
-from vit_efficient.layers.patch import conv, tokens
+from vit_efficient.layers.patch import PatchEmbed
+from vit_efficient.layers.pool import class_token
 
 CONTEXT = 48                # channels that a block takes from reused features
 CONTEXT_HIDDEN = 128
@@ -88,19 +89,6 @@ class Block(nn.Module):
             z = jnp.concatenate([x, upsample_tokens(context, shared["matrix"])], -1)
         out = mlp(self.hidden, out=D, name="mlp")(norm(name="norm2")(z), train)
         return x + drop_path(self, out, rate, train), scores
-
-
-class Patches(nn.Module):
-    """Images [B, S, S, 3] -> tokens [B, n * n, D] by one convolution."""
-    width: int
-    split: Split
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, images: jax.Array) -> jax.Array:
-        kernel, stride, padding = self.split
-        pad = (padding, padding)
-        return tokens(conv(self.width, kernel, stride, pad, dtype=self.dtype)(images))
 
 
 class Transformer(nn.Module):
@@ -172,10 +160,7 @@ class Transformer(nn.Module):
             self, Block, block, self._embed(patches, train),
             linear_rates(self.drop_path, self.depth), train, shared=shared, own=mixed,
             scan=self.scan, remat=self.remat)
-        # A masked sum, not `x[:, 0]`: the gradient of a slice costs a TPU step a fifth.
-        chosen = (jnp.arange(x.shape[1]) == 0).astype(x.dtype)
-        token = jnp.einsum("bnd,n->bd", x, chosen).astype(jnp.float32)
-        logits = token = LayerNorm(self.epsilon, name="norm")(token)
+        logits = token = LayerNorm(self.epsilon, name="norm")(class_token(x))
         if self.num_classes:
             logits = nn.Dense(self.num_classes, kernel_init=nn.initializers.normal(0.02),
                               name="head")(token)
@@ -190,7 +175,7 @@ class Transformer(nn.Module):
         if self.t2t:
             return TokensToToken(self.width, self.split, self.performer_drop, self.dtype,
                                  name="tokens_to_token")(images, train)
-        return Patches(self.width, self.split, self.dtype, name="patch_embed")(images)
+        return PatchEmbed(self.width, *self.split, dtype=self.dtype, name="patch_embed")(images)
 
     def _embed(self, patches: jax.Array, train: bool) -> jax.Array:
         """Class token and positions: [B, n * n, D] -> [B, N, D]."""

@@ -22,6 +22,21 @@ def conv(features: int, kernel: int, stride: int, padding: tuple[int, int] = (0,
                    name=name)
 
 
+class PatchEmbed(nn.Module):
+    """Images [B, H, W, 3] -> tokens [B, N, D] in `dtype`, row by row, by one convolution."""
+    width: int
+    kernel: int
+    stride: int
+    padding: int = 0
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        pad = (self.padding, self.padding)
+        return tokens(conv(self.width, self.kernel, self.stride, pad, dtype=self.dtype)(
+            images.astype(self.dtype)))
+
+
 def tokens(grid: jax.Array) -> jax.Array:
     """[B, h, w, D] -> [B, h * w, D], row by row."""
     return grid.reshape(grid.shape[0], -1, grid.shape[-1])

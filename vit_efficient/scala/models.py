@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_efficient.deit.models import DeiT, check_sizes
+from vit_efficient.deit.models import SIZES, DeiT, check_heads, check_patches
 from vit_efficient.limits import Count, Fraction, Positive, Rate
 
 EPSILON = 1e-5      # of the norms, also at ratio 1, as in the authors' forward pass
@@ -165,7 +165,8 @@ def scala(num_classes: int = 1000, image_size: int = 224, dtype: str = "float32"
           attn_drop_rate: Rate = 0.0, drop_path: Rate = 0.1, scan: bool = False,
           remat: bool = False) -> Scala:
     """A Scala of any size; ValueError for sizes or widths that do not fit together."""
-    check_sizes(width, num_heads, image_size, patch_size)
+    check_heads(width, num_heads)
+    check_patches(image_size, patch_size)
     _check_widths(smallest_ratio, largest_ratio, granularity, width // num_heads)
     for key, value, usual in (("global_pool", global_pool, "token"),
                               ("class_token", class_token, True),
@@ -201,10 +202,9 @@ def _check_widths(smallest: float, largest: float, granularity: float | None,
                              f"{granularity}, the nearest is {near:g}")
 
 
-_SIZES = {"so_tiny": (96, 3), "tiny": (192, 3), "small": (384, 6), "base": (768, 12)}
 VARIANTS = {"scala": scala} | {
     f"deit_{size}{'_distilled' if distilled else ''}_patch16_{side}_scala": partial(
         scala, image_size=side, width=width, num_heads=heads, distilled=distilled)
-    for size, (width, heads) in _SIZES.items()
+    for size, (width, heads) in {"so_tiny": (96, 3), **SIZES}.items()
     for distilled in ((False,) if size == "so_tiny" else (False, True))
     for side in ((224, 384) if size == "base" else (224,))}

@@ -11,11 +11,13 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_efficient.deit.models import EPSILON, PatchEmbed
+from vit_efficient.deit.models import EPSILON, SIZES, check_patches
 from vit_efficient.layers.attention import Fused
 from vit_efficient.layers.blocks import drop_path, linear_rates, run_blocks
 from vit_efficient.layers.mlp import Mlp
 from vit_efficient.layers.norm import LayerNorm
+from vit_efficient.layers.patch import PatchEmbed
+from vit_efficient.layers.pool import class_token
 from vit_efficient.limits import Count, Rate
 from vit_efficient.svite.selector import Selector, gather
 
@@ -157,8 +159,8 @@ class SViTE(nn.Module):
         if images.shape[1:3] != (self.image_size,) * 2:
             raise ValueError(f"images of {side} x {images.shape[2]} pixels: this model was made "
                              f"for image_size = {self.image_size}")
-        x = PatchEmbed(D, self.patch_size, self.dtype, name="patch_embed")(
-            images.astype(self.dtype))
+        x = PatchEmbed(D, self.patch_size, self.patch_size, dtype=self.dtype,
+                       name="patch_embed")(images)
         token = self.param("cls_token", init, (1, 1, D)).astype(self.dtype)
         table = self.param("pos_embed", init, (1, 1 + x.shape[1], D)).astype(self.dtype)
         x = jnp.concatenate([jnp.broadcast_to(token, (B, 1, D)), x], 1) + table
@@ -173,10 +175,7 @@ class SViTE(nn.Module):
         last = run_blocks(self, Block, block, stream, linear_rates(self.drop_path, self.depth),
                           train, scan=self.scan, remat=self.remat).x
         last = LayerNorm(EPSILON, dtype=self.dtype, name="norm")(last)
-        # A masked sum, not `last[:, 0]`: the gradient of a slice costs a TPU step a fifth.
-        first = (jnp.arange(last.shape[1]) == 0).astype(last.dtype)
-        pooled = jnp.einsum("bnd,n->bd", last, first, preferred_element_type=jnp.float32)
-        logits = pooled
+        logits = pooled = class_token(last)
         if self.num_classes:
             logits = nn.Dense(self.num_classes, kernel_init=init, name="head")(pooled)
         return {"logits": logits, "tokens_in": x, "tokens": last}
@@ -243,10 +242,7 @@ def svite(num_classes: int = 1000, image_size: int = 224, dtype: str = "float32"
     if num_heads * d > width:
         raise ValueError(f"model.num_heads = {num_heads}: heads of {d} channels allow at most "
                          f"{width // d} in model.width = {width}")
-    if image_size % patch_size:
-        near = max(round(image_size / patch_size), 1) * patch_size
-        raise ValueError(f"data.image_size = {image_size}: must be a multiple of model.patch_size "
-                         f"= {patch_size}, the nearest is {near}")
+    check_patches(image_size, patch_size)
     N = (image_size // patch_size) ** 2 + 1
     if token_number is not None and not token_selection:
         raise ValueError(f"model.token_number = {token_number}: this model has no token selector, "
@@ -262,7 +258,6 @@ def svite(num_classes: int = 1000, image_size: int = 224, dtype: str = "float32"
                  attn_drop_rate, drop_path, scan, remat, jnp.dtype(dtype))
 
 
-_SIZES = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12)}
 # Heads of 64 channels by percent of a DeiT that is left, and the MLP's ratio: the authors' code.
 _HEADS = {"tiny": {70: 2}, "small": {70: 4, 60: 4, 50: 3, 40: 2, 30: 2},
           "base": {70: 8, 60: 8, 50: 6, 40: 4, 30: 4}}
@@ -270,12 +265,12 @@ _RATIOS = {70: 2.8, 60: 2.4, 50: 2.0, 40: 1.6, 30: 1.2}
 
 
 def _plain(size: str, selection: str = "input", **sizes) -> partial:
-    width, heads = _SIZES[size]
+    width, heads = SIZES[size]
     return partial(svite, width=width, num_heads=heads, token_selection=selection, **sizes)
 
 
 def _compact(size: str, percent: int, selection: str | None = None) -> partial:
-    width, _ = _SIZES[size]
+    width, _ = SIZES[size]
     return partial(svite, width=width, num_heads=_HEADS[size][percent], head_width=64,
                    mlp_hidden=int(width * _RATIOS[percent]), token_selection=selection)
 
@@ -284,9 +279,9 @@ def _compact(size: str, percent: int, selection: str | None = None) -> partial:
 # those names are DeiT's own.
 VARIANTS = {
     "svite": svite,
-    **{f"svite_{size}_patch16_224": _plain(size) for size in _SIZES},
+    **{f"svite_{size}_patch16_224": _plain(size) for size in SIZES},
     "svite_base_patch16_384": _plain("base", image_size=384),
-    **{f"deit_{size}_patch16_224_data": _plain(size, "layers") for size in _SIZES},
+    **{f"deit_{size}_patch16_224_data": _plain(size, "layers") for size in SIZES},
     "deit_tiny_patch16_224_8layers": _plain("tiny", depth=8),
     "deit_tiny_patch16_224_half": _plain("tiny", depth=4),
     "deit_small_patch16_224_half": _plain("small", depth=6),
