@@ -12,6 +12,7 @@ import numpy as np
 
 from vit_efficient import device, sharding, state as states
 from vit_efficient.against import Timm, compare
+from vit_efficient.chips import PEAKS
 from vit_efficient.data import jpeg
 from vit_efficient.data.batches import TrainBatches, share_of
 from vit_efficient.data.loader import Batches, train_batches
@@ -19,11 +20,6 @@ from vit_efficient.evaluate import make_program
 from vit_efficient.limits import Count
 from vit_efficient.phases import Phase
 from vit_efficient.run import Run, assemble
-
-# What the makers say of dense bfloat16, FLOP/s of a device, by the name that JAX gives it.
-PEAKS = {"TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5": 459e12, "TPU v5p": 459e12,
-         "TPU v6 lite": 918e12, "NVIDIA A100-SXM4-40GB": 312e12, "NVIDIA A100-SXM4-80GB": 312e12,
-         "NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12}
 
 
 def noise(run: Run, phase: Phase) -> dict:

@@ -1,4 +1,5 @@
-"""What the makers say of their TPU chips, and the names of pods: the numbers behind a plan."""
+"""What the makers say of their chips, and the names of TPU pods: the numbers behind a plan and
+behind a share of the peak."""
 from typing import NamedTuple
 
 from vit_efficient.values import nearest
@@ -25,6 +26,13 @@ CHIPS = {
     "v5p": Chip(459e12, 95 << 30, 2765e9, 600e9, 1.75e9),
     "v6e": Chip(918e12, 32 << 30, 1640e9, 448e9, 1.75e9),
 }
+
+# Dense bfloat16 FLOP/s of a device by the name that JAX gives its kind; GPUs from NVIDIA's data
+# sheets of the A100, H100 and H200.
+PEAKS = {"TPU v4": CHIPS["v4"].peak, "TPU v5 lite": CHIPS["v5e"].peak, "TPU v5": CHIPS["v5p"].peak,
+         "TPU v5p": CHIPS["v5p"].peak, "TPU v6 lite": CHIPS["v6e"].peak,
+         "NVIDIA A100-SXM4-40GB": 312e12, "NVIDIA A100-SXM4-80GB": 312e12,
+         "NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12}
 
 
 def chip_of(topology: str) -> Chip:
