@@ -36,9 +36,7 @@ def simple_crop(image: np.ndarray, size: int, interpolation: str,
                 rng: np.random.Generator) -> np.ndarray:
     """The simple random crop of DeiT III: the short side resized to `size`, every side mirrored
     outwards by 4 pixels, a square of `size` at a uniform place."""
-    height, width = image.shape[:2]
-    least = min(height, width)
-    image = resized(image, int(size * height / least), int(size * width / least), interpolation)
+    image = resized(image, *short_side_to(size, *image.shape[:2]), interpolation)
     image = np.pad(image, ((SRC_PADDING, SRC_PADDING),) * 2 + ((0, 0),), mode="reflect")
     top, left = (int(rng.random() * (side - size + 1)) for side in image.shape[:2])
     return image[top:top + size, left:left + size]
@@ -46,12 +44,17 @@ def simple_crop(image: np.ndarray, size: int, interpolation: str,
 
 def evaluate(image: np.ndarray, size: int, *, eval_crop: float, interpolation: str) -> np.ndarray:
     """The short side resized to `size / eval_crop`, then the centre of `size` by `size`."""
-    height, width = image.shape[:2]
-    short, least = int(size / eval_crop), min(height, width)
-    image = pillow_resized(image, int(short * height / least), int(short * width / least),
+    image = pillow_resized(image, *short_side_to(int(size / eval_crop), *image.shape[:2]),
                            interpolation)
     top, left = (round((side - size) / 2) for side in image.shape[:2])
     return image[top:top + size, left:left + size]
+
+
+def short_side_to(size: int, height: int, width: int) -> tuple[int, int]:
+    """The height and width of the image when its short side has `size` pixels, the other one
+    rounded down, as torchvision does."""
+    least = min(height, width)
+    return int(size * height / least), int(size * width / least)
 
 
 def crop_box(height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float],
