@@ -6,7 +6,6 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 
 from vit_efficient.data import order
-from vit_efficient.data.folders import open_folders
 from vit_efficient.limits import Count, Whole
 
 # What the papers train on; a recipe's images where its words name none.
@@ -61,15 +60,16 @@ def open_data(*, source: Literal["tfds", "imagefolder", "arrayrecord", "digits"]
     if reads and not (name if source == "tfds" else path):
         example = "imagenet2012" if source == "tfds" else "the folder with the images"
         raise ValueError(f"data.{reads[0]} = '': data.source = {source} needs it: {example}")
+    # A source's packages take seconds to import: only that of this run is.
+    module = lambda name: importlib.import_module(f"vit_efficient.data.{name}")
     if source == "digits":
         train, val = _digits()
     elif source == "imagefolder":
-        train, val = open_folders(Path(path).expanduser(), "data.path")
+        train, val = module("folders").open_folders(Path(path).expanduser(), "data.path")
     elif source == "arrayrecord":
-        records = importlib.import_module("vit_efficient.data.records")
-        train, val = records.open_records(Path(path).expanduser())
-    else:                                                # imported for this source only: seconds
-        train, val = importlib.import_module("vit_efficient.data.tfds").open_tfds(name, path)
+        train, val = module("records").open_records(Path(path).expanduser())
+    else:
+        train, val = module("tfds").open_tfds(name, path)
     train.max_bad_records = val.max_bad_records = max_bad_records
     return Data(train, val, len(train.classes), image_size)
 
