@@ -18,7 +18,7 @@ def exchange(folder: Path, lane: str) -> list[str]:
     opened = sorted(path.name for path in folder.iterdir())
     for other in opened:
         with Checkpoints(folder / other / "checkpoints", read_only=True) as checkpoints:
-            step = checkpoints.restore(run.abstract_state(), run.phases.total)[0]
+            step = checkpoints.restore(run.abstract_state, run.phases.total)[0]
             assert step == run.phases.total, f"{other} has no checkpoint of the last step"
     return opened
 

@@ -57,7 +57,7 @@ def test_a_training_step_costs_three_forward_passes():
     """But for the first layer, whose input has no gradient, and what the paper's count adds."""
     run = assemble(small_config())
     phase = Phase(model=(("stride", 4), ("dilation", 1)))
-    traced = run.step(phase).trace(run.abstract_state(), run.frozen(), run.abstract_batch(64))
+    traced = run.step(phase).trace(run.abstract_state, run.frozen(), run.abstract_batch(64))
     macs = run.model.macs()
     stem, rest = macs.pop("patch_embed"), sum(macs.values()) - macs["pool"]
     assert multiply_adds(traced.jaxpr) / 64 == pytest.approx(2 * stem + 3 * rest, rel=0.02)

@@ -88,7 +88,7 @@ def test_a_teacher_that_is_only_compiled_needs_no_checkpoint(tmp_path):
     config = small_config(teacher__workdir=str(tmp_path), objective__name="soft_labels")
     frozen = assemble(config, mesh=make_mesh()).frozen()["teacher"]
     shapes = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
-    assert shapes(frozen["params"]) == shapes(assemble(teacher).abstract_state().params)
+    assert shapes(frozen["params"]) == shapes(assemble(teacher).abstract_state.params)
 
 
 def test_the_table_and_the_picture_show_every_phase(tmp_path):

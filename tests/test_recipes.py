@@ -48,7 +48,7 @@ def test_every_recipe_is_assembled_and_scores_what_its_paper_scores(recipe, fold
     end = f"{',' if ':' in recipe else ':'}imagefolder={folder}"
     run = assemble(vit_efficient.config(recipe + end, {"batch_size": 8}))
     assert (run.config.model.name, run.model.image_size, run.model.num_classes) == (name, side, 2)
-    weights = states.weights(states.weight_fields(run.abstract_state()), "raw")
+    weights = states.weights(states.weight_fields(run.abstract_state), "raw")
     found = jax.eval_shape(make_program(run, Phase()), weights,
                            jax.ShapeDtypeStruct((), jnp.int32), run.abstract_batch(8))
     assert found.keys() == scored

@@ -37,9 +37,9 @@ def test_a_step_of_the_full_recipe():
     batch = run.abstract_batch(64, phase)
     mixed = jax.eval_shape(lambda b: run.augment.on_device(b, jax.random.key(0), 10), batch)
     assert mixed["label"].shape == (64, 10) and batch["label"].shape == (64,)
-    state, metrics = jax.eval_shape(run.step(phase), run.abstract_state(), run.frozen(), batch)
+    state, metrics = jax.eval_shape(run.step(phase), run.abstract_state, run.frozen(), batch)
     assert {"loss", "top1"} <= set(metrics["metrics"])
-    assert jax.tree.structure(state) == jax.tree.structure(run.abstract_state())
+    assert jax.tree.structure(state) == jax.tree.structure(run.abstract_state)
 
 
 def test_progressive_needs_a_model_with_a_stride():

@@ -1,4 +1,5 @@
 """Training as a user meets it: what it learns, what it leaves, how it goes on after a kill."""
+from dataclasses import replace
 import json
 import os
 from pathlib import Path
@@ -109,7 +110,7 @@ def test_one_and_eight_devices_train_alike(name, options):
     config = vit_efficient.config("asvit:digits", base | {"model.name": name} | changes)
 
     def three_steps(mesh):
-        run = assemble(config)._replace(mesh=mesh)
+        run = replace(assemble(config), mesh=mesh)
         state, phase = run.fresh_state(), run.phases.phase_at(0)
         step, losses = run.step(phase), []
         with train_batches(run.data, run.augment, run.phases, config.batch_size,

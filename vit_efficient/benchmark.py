@@ -36,11 +36,10 @@ def noise(run: Run, phase: Phase) -> dict:
 def compile_steps(run: Run) -> tuple[dict, dict]:
     """The compiled step of every phase by its label, and the seconds that tracing and compiling
     took."""
-    like, programs, seconds = run.abstract_state(), {}, {}
+    programs, seconds = {}, {}
     for phase in run.phases.distinct():
         begin = time.perf_counter()
-        batch = run.abstract_batch(run.config.batch_size, phase)
-        programs[phase] = run.step(phase).lower(like, run.frozen(), batch).compile()
+        programs[phase] = run.traced_step(phase).lower().compile()
         seconds[phase] = time.perf_counter() - begin
     return programs, seconds
 

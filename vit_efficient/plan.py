@@ -180,8 +180,7 @@ def _plan_pod(run: Run, chip: Chip, largest: bool) -> dict[str, Any]:
 
 def _plan_phase(run: Run, phase: Phase, size: int, chip: Chip) -> dict[str, Any]:
     """What a step of `size` images costs in `phase`."""
-    traced = run.step(phase).trace(run.abstract_state(), run.frozen(),
-                                   run.abstract_batch(size, phase))
+    traced = run.traced_step(phase, size)
     macs = multiply_adds(traced.jaxpr)
     begin = time.perf_counter()
     compiled = _compile(traced)
@@ -215,8 +214,7 @@ def _compile(traced) -> jax.stages.Compiled | None:
 
 def _device_bytes(run: Run, phase: Phase, size: int) -> int | None:
     """Bytes of a device that a step of `size` images needs; None where there is no room."""
-    compiled = _compile(run.step(phase).trace(run.abstract_state(), run.frozen(),
-                                              run.abstract_batch(size, phase)))
+    compiled = _compile(run.traced_step(phase, size))
     return compiled and _total(compiled.memory_analysis())
 
 

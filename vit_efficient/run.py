@@ -1,9 +1,10 @@
 """A run, assembled from its config: what can be wrong with a config is found here, before a
 compilation."""
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from flax import linen as nn
 import jax
@@ -22,7 +23,8 @@ from vit_efficient.sparsity import Sparsity
 from vit_efficient.zoo import create_model
 
 
-class Run(NamedTuple):
+@dataclass(frozen=True)
+class Run:
     """The parts of a run. `teacher` is `None` or `(model, {"params", "collections"})`."""
     config: ConfigDict
     data: Data
@@ -60,13 +62,14 @@ class Run(NamedTuple):
         return states.create(self.config.seed, variables, self.optimizer, self.sparsity,
                              self.config.step.ema_decay > 0)
 
+    @cached_property
     def abstract_state(self) -> states.State:
         """The state's shapes, dtypes and shardings."""
         return sharding.abstract(self.mesh, jax.eval_shape(self.create_state))
 
     def fresh_state(self) -> states.State:
         """The state before the first step, on its devices."""
-        places = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state())
+        places = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
         return jax.jit(self.create_state, out_shardings=places)()
 
     def frozen(self) -> dict:
@@ -91,9 +94,16 @@ class Run(NamedTuple):
         made = steps.make_step(self.objective(phase), self.optimizer, self.sparsity, phase,
                                partial(self.augment.on_device, num_classes=self.data.num_classes),
                                **self.config.step)
-        places = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state())
+        places = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
         return jax.jit(made, donate_argnames="state",
                        out_shardings=(places, sharding.replicated(self.mesh)))
+
+    def traced_step(self, phase: Phase, size: int | None = None) -> jax.stages.Traced:
+        """The training step of `phase` for batches of `size` images (by default the config's),
+        to be lowered and compiled."""
+        return self.step(phase).trace(
+            self.abstract_state, self.frozen(),
+            self.abstract_batch(size or self.config.batch_size, phase))
 
 
 def options(group: ConfigDict) -> dict[str, Any]:

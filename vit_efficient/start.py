@@ -31,7 +31,7 @@ def first_state(run: Run, checkpoints: Checkpoints,
 
     Raises ValueError where the checkpoint is of another model or was taught by another teacher.
     """
-    found = checkpoints.restore(run.abstract_state())
+    found = checkpoints.restore(run.abstract_state)
     if not found:
         return 0, run.fresh_state() if given is None else _state_around(run, given)
     step, state, record = found
@@ -56,7 +56,7 @@ def weights(run: Run, workdir: Path, name: str) -> tuple[int, dict]:
 
     Raises ValueError where there are no such weights or they are of another model.
     """
-    like = states.weight_fields(run.abstract_state())
+    like = states.weight_fields(run.abstract_state)
     variables = given(run, workdir)
     if variables is None:
         return read_weights(workdir, name, like)
@@ -142,7 +142,7 @@ def _state_around(run: Run, variables: dict) -> states.State:
     def create(variables: dict) -> states.State:
         return states.create(run.config.seed, variables, run.optimizer, run.sparsity,
                              run.config.step.ema_decay > 0)
-    places = jax.tree.map(lambda leaf: leaf.sharding, run.abstract_state())
+    places = jax.tree.map(lambda leaf: leaf.sharding, run.abstract_state)
     return jax.jit(create, out_shardings=places)(variables)
 
 

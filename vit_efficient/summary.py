@@ -21,7 +21,7 @@ def parameters(tree) -> int:
 def overview(run: Run) -> str:
     """Lines for the log: parameters part by part, multiply-adds of each phase and relative to the
     last, length, devices."""
-    params = run.abstract_state().params
+    params = run.abstract_state.params
     parts = ", ".join(f"{name} {parameters(part):,}" for name, part in params.items())
     macs = [sum(run.model.macs(**dict(phase.model)).values()) for phase in run.phases.distinct()]
     shares = ", ".join(f"{m / 1e6:,.1f} M ({100 * m / macs[-1]:.1f} %)" for m in macs)

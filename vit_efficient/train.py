@@ -84,11 +84,10 @@ class Loop:
 
     def compile(self) -> dict[Phase, jax.stages.Compiled]:
         """Every program that is still ahead, compiled or loaded from the cache."""
-        like, programs = self.run.abstract_state(), {}
+        programs = {}
         for phase, first in self.run.phases.distinct(self.start).items():
             begin = time.perf_counter()
-            batch = self.run.abstract_batch(self.run.config.batch_size, phase)
-            lowered = self.run.step(phase).lower(like, self.frozen, batch)
+            lowered = self.run.traced_step(phase).lower()
             traced = time.perf_counter() - begin
             programs[phase] = lowered.compile()
             compiled = time.perf_counter() - begin - traced
