@@ -40,3 +40,13 @@ def test_norms_keep_their_digits_beside_a_large_mean():
     norm = LayerNorm(1e-6)
     out = norm.apply(norm.init(jax.random.key(0), x), x)
     np.testing.assert_allclose(out, expected, atol=1e-3)
+
+
+def test_norms_in_bfloat16_are_within_its_rounding():
+    x = jnp.bfloat16(np.random.default_rng(0).normal(20, 1, (8, 384)))
+    wide = np.float64(x)
+    expected = (wide - wide.mean(1, keepdims=True)) / np.sqrt(wide.var(1, keepdims=True) + 1e-6)
+    norm = LayerNorm(1e-6, dtype=jnp.bfloat16)
+    out = norm.apply(norm.init(jax.random.key(0), x), x)
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.float64(out), expected, rtol=2 ** -7, atol=1e-3)

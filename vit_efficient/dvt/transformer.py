@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from vit_efficient.dvt.reuse import Pointwise, token_matrix, upsample_relations, upsample_tokens
 from vit_efficient.dvt.t2t import (FEATURES, TOKEN_WIDTH, Split, TokensToToken, map_sides,
                                    sinusoid)
-from vit_efficient.layers.attention import Fused
+from vit_efficient.layers.attention import Fused, softmax
 from vit_efficient.layers.blocks import drop_path, linear_rates, run_blocks
 from vit_efficient.layers.mlp import Mlp, gelu
 from vit_efficient.layers.norm import LayerNorm
@@ -49,8 +49,8 @@ class Attention(nn.Module):
         scores = jnp.einsum("bqhd,bkhd->bhqk", q * d ** -0.5, k)
         if reused is not None:
             scores = scores + reused
-        weights = nn.softmax(scores.astype(jnp.float32)).astype(self.dtype)
-        weights = nn.Dropout(self.attn_drop, deterministic=not train, name="attn_drop")(weights)
+        weights = nn.Dropout(self.attn_drop, deterministic=not train, name="attn_drop")(
+            softmax(scores))
         out = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(x.shape)
         out = nn.Dense(D, dtype=self.dtype, kernel_init=nn.initializers.normal(0.02),
                        name="proj")(out)

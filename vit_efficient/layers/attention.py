@@ -8,6 +8,26 @@ import jax.numpy as jnp
 from vit_efficient.layers.init import small_normal
 
 
+@jax.custom_jvp
+def softmax(scores: jax.Array) -> jax.Array:
+    """Over the last axis, in the dtype of `scores`; sum and division in float32.
+
+    Below float32 the exponentials are rounded before they are summed: against `nn.softmax` in
+    float32, rounded at its end, a TPU step gains a twentieth.
+    """
+    exponentials = jnp.exp(scores - scores.max(-1, keepdims=True))
+    total = exponentials.sum(-1, keepdims=True, dtype=jnp.float32)
+    return (exponentials * (1 / total)).astype(scores.dtype)
+
+
+@softmax.defjvp
+def _softmax_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    """Of the result alone, which is then all that the backward pass keeps."""
+    weights, (change,) = softmax(*primals), tangents
+    mean = (weights * change).sum(-1, keepdims=True, dtype=jnp.float32)
+    return weights, (weights * (change - mean)).astype(weights.dtype)
+
+
 class Fused(nn.Module):
     """A torch `nn.Linear` whose rows are `parts` stacked maps of heads.
 
@@ -59,8 +79,7 @@ class Attention(nn.Module):
         q, k, v = Fused(3, H, d, self.qkv_bias, self.dtype, self.initializers, name="qkv")(x)
         # [..., H, N, N]
         scores = jnp.einsum("...qhd,...khd->...hqk", q * (self.scale or d ** -0.5), k)
-        weights = nn.softmax(scores.astype(jnp.float32)).astype(self.dtype)
-        weights = nn.Dropout(self.attn_drop, deterministic=not train)(weights)
+        weights = nn.Dropout(self.attn_drop, deterministic=not train)(softmax(scores))
         out = jnp.einsum("...hqk,...khd->...qhd", weights, v).reshape(*x.shape[:-1], H * d)
         kernel_init, bias_init = self.initializers(H * d)
         out = nn.Dense(D, dtype=self.dtype, kernel_init=kernel_init, bias_init=bias_init,
