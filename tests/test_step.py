@@ -43,7 +43,7 @@ def prepare(mesh=None, sparsity=dense(), phase=Phase(), rate=0.0, statistic=True
                                  axis_types=sharding.make_mesh().axis_types)
     model = Net(rate, statistic)
     optimizer = optim.make_optimizer(Length(B * 100, B, 1), (), lr=3e-2, clip_norm=1.0)
-    objective = objectives.supervised(objectives.bind(model, phase, {}), phase, None)
+    objective = objectives.supervised(objectives.Forward(model, phase, {}), phase, None)
     step = steps.make_step(objective, optimizer, sparsity, phase, lambda b, key: b, **options)
 
     def create():

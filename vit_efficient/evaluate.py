@@ -33,7 +33,7 @@ def make_program(run: Run, phase: Phase) -> Callable:
     """`(weights, step, batch) -> {prediction: {metric: (sum, count)}}`, jitted; `weights` as of
     `state.weights`."""
     predictions = run.objective(phase).predictions
-    forward = objectives.bind(run.model, phase, run.phases.scalars)
+    forward = objectives.Forward(run.model, phase, run.phases.scalars)
 
     @jax.jit
     def program(weights: dict, step: jax.Array, batch: dict) -> dict:

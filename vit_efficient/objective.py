@@ -2,8 +2,10 @@
 how many passes a step has; `predictions` names the outputs that an evaluation scores.
 """
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -29,21 +31,52 @@ class Objective(NamedTuple):
     needs: tuple[str, ...] = ()
 
 
-def bind(model, phase: Phase, scalars: dict[str, Callable]) -> Callable:
+@dataclass(frozen=True)
+class Forward:
     """An objective's forward: `(params, fixed, images, key, **knobs) -> (outputs, collections)`.
 
     The phase's static knobs and the step's scalars (functions of the traced step) are in it. With a
     key it is a training pass, with `None` an evaluation, which changes no collection.
     """
-    def forward(params, fixed, images, key, **knobs):
-        traced = {name: at(fixed["step"]) for name, at in scalars.items()}
+    model: nn.Module
+    phase: Phase
+    scalars: dict[str, Callable]
+
+    def __call__(self, params: dict, fixed: dict, images: jax.Array, key: jax.Array | None,
+                 **knobs) -> tuple:
+        traced = {name: at(fixed["step"]) for name, at in self.scalars.items()}
         collections, train = fixed["collections"], key is not None
-        outputs, changed = model.apply(
+        outputs, changed = self.model.apply(
             {"params": params, **collections}, images, train=train,
             rngs={"dropout": key} if train else None, mutable=list(collections) if train else [],
-            **(dict(phase.model) | traced | knobs))
+            **(dict(self.phase.model) | traced | knobs))
         return outputs, {**collections, **changed}
-    return forward
+
+
+def accumulated(gradients: Callable, parts: int) -> Callable:
+    """An objective's `gradients` over `parts` slices of the batch, averaged: the memory of one.
+
+    Every `parts`-th example goes to a slice, so that each device keeps its own share of each; a
+    slice has a key of its own.
+    """
+    if parts == 1:
+        return gradients
+
+    def whole(params, fixed, batch, key):
+        slices = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+
+        def one(collections, inputs):
+            part, i = inputs
+            (loss, aux), grads = gradients(
+                params, fixed | {"collections": collections}, part, jax.random.fold_in(key, i))
+            return aux.collections, (loss, aux.metrics, aux.signals, grads)
+
+        collections, (loss, metrics, signals, grads) = jax.lax.scan(
+            one, fixed["collections"], (slices, jnp.arange(parts)))
+        mean = lambda tree: jax.tree.map(lambda x: x.mean(0), tree)
+        total = jax.tree.map(lambda x: x.sum(0), metrics)
+        return (loss.mean(), Aux(total, collections, mean(signals))), mean(grads)
+    return whole
 
 
 def one_classifier(forward: Callable, params: dict, fixed: dict,

@@ -45,8 +45,8 @@ class Run:
     def objective(self, phase: Phase) -> objective.Objective:
         """The objective of `phase`, with its forward function."""
         make = door("objective", self.config.objective.name)
-        forward = objective.bind(self.model, phase, self.phases.scalars)
-        teacher = objective.bind(self.teacher[0], Phase(), {}) if self.teacher else None
+        forward = objective.Forward(self.model, phase, self.phases.scalars)
+        teacher = objective.Forward(self.teacher[0], Phase(), {}) if self.teacher else None
         made = make(forward, phase, teacher, **options(self.config.objective))
         if set(made.needs) - set(self.model.knobs):
             raise ValueError(

@@ -10,36 +10,10 @@ import optax
 
 from vit_efficient import optim
 from vit_efficient.limits import Count, Rate
+from vit_efficient.objective import accumulated
 from vit_efficient.phases import Phase
 from vit_efficient.sparsity import Sparsity
 from vit_efficient.state import State
-
-
-def accumulated(gradients: Callable, parts: int) -> Callable:
-    """An objective's `gradients` over `parts` slices of the batch, averaged: the memory of one.
-
-    Every `parts`-th example goes to a slice, so that each device keeps its own share of each.
-    """
-    if parts == 1:
-        return gradients
-
-    def whole(params, fixed, batch, key):
-        slices = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
-
-        def one(collections, inputs):
-            part, i = inputs
-            (loss, aux), grads = gradients(
-                params, fixed | {"collections": collections}, part, jax.random.fold_in(key, i))
-            return aux.collections, (loss, aux.metrics, aux.signals, grads)
-
-        collections, (loss, metrics, signals, grads) = jax.lax.scan(
-            one, fixed["collections"], (slices, jnp.arange(parts)))
-        first = jax.tree.map(lambda x: x[0], slices)
-        aux_type = jax.eval_shape(gradients, params, fixed, first, key)[0][1]
-        mean = lambda tree: jax.tree.map(lambda x: x.mean(0), tree)
-        total = jax.tree.map(lambda x: x.sum(0), metrics)
-        return (loss.mean(), type(aux_type)(total, collections, mean(signals))), mean(grads)
-    return whole
 
 
 def make_step(objective, optimizer: optim.Optimizer, sparsity: Sparsity, phase: Phase,

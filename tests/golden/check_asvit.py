@@ -129,7 +129,7 @@ def gradients(fixture: Fixture) -> None:
     config = fixture.config
     assert config["loss"] == "mean cross entropy with hard labels"
     still = model.clone(drop_path=0.0, drop_rate=0.0, attn_drop_rate=0.0)
-    supervised = objective.supervised(objective.bind(still, Phase(), {}), Phase(), None)
+    supervised = objective.supervised(objective.Forward(still, Phase(), {}), Phase(), None)
     batch = {"image": images, "label": jnp.array(config["labels"].plain())}
     (loss, _), grads = jax.jit(supervised.gradients)(
         variables["params"], {"collections": {}, "step": 0}, batch, jax.random.key(0))

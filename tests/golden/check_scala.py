@@ -1,16 +1,24 @@
 """Scala's golden numbers: the sliced model at every width, what stands inside it, its exported
-slices."""
+slices, the steps of its training."""
+from collections import Counter
+from functools import partial
 import re
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from tests.golden.fill import fill, image
-from tests.golden.reader import Fixture
-from vit_efficient import interop
+from tests.golden.reader import Fixture, Tracked
+from vit_efficient import interop, optim
+from vit_efficient.evaluate import scores
 from vit_efficient.layers.position import resize_bicubic
+from vit_efficient.objective import Forward
+from vit_efficient.phases import Length, Phase
+from vit_efficient.scala import objective
 from vit_efficient.scala.models import Scala, standalone
+from vit_efficient.scala.phases import FULL, full_net_first
 from vit_efficient.zoo import create_model
 
 # of logits and of what stands inside: ours are 3e-6 off
@@ -21,17 +29,22 @@ TRAINING = ("drop_rate", "attn_drop_rate")      # nothing in evaluation, 0 in ev
 CLASSES = {"vit": False, "distilled_vit": True}
 
 
-def load(fixture: Fixture) -> tuple[Scala, dict]:
-    """The model that the file describes and its variables, both ways through the state_dict."""
-    config, options = fixture.config, {}
-    kwargs = config["kwargs"].plain()
-    name = config["variant"]
+def build(config: Tracked) -> Scala:
+    """The model that the text describes."""
+    options, kwargs, name = {}, config["kwargs"].plain(), config["variant"]
     if name in CLASSES:         # the bare class, with timm's defaults
         kwargs = {"embed_dim": 768, "num_heads": 12} | kwargs
         name, options = "scala", {"distilled": CLASSES[name]}
     options |= {NAMES.get(key, key): value for key, value in kwargs.items()
                 if key not in TRAINING}
-    model = create_model(name, granularity=None, scan=True, **options)
+    if granularity := config.get("mode", {}).get("granularity"):
+        options |= {"granularity": granularity}
+    return create_model(name, **{"granularity": None, "scan": True} | options)
+
+
+def load(fixture: Fixture) -> tuple[Scala, dict]:
+    """The model that the file describes and its variables, both ways through the state_dict."""
+    config, model = fixture.config, build(fixture.config)
     state = fixture.state_dict()
     for entry, factor in config.get("weight_scale", {}).items():
         state[entry] = state[entry] * np.float32(factor)
@@ -139,6 +152,192 @@ def pos_embed_resize(fixture: Fixture) -> None:
         fixture.expect(f"out:{name}", out, atol=1e-5)
 
 
-CHECKS = {"forward": forward, "export": export, "pos_embed_resize": pos_embed_resize}
-LATER = {layout: "the Scala issue" for layout in
-         ("evaluate", "sampling", "schedule", "train_step", "train_steps", "train_modes")}
+def evaluate(fixture: Fixture) -> None:
+    """Top-1, top-5 and the loss at three widths, the last batch being shorter."""
+    (model, variables), config = load(fixture), fixture.config
+    sizes, side = config["input"]["batches"].plain(), config["input"]["size"]
+    labels = np.split(fixture.given("labels"), np.cumsum(sizes)[:-1])
+    for ratio in config["ratios"]:
+        run, totals, losses = jax.jit(partial(model.apply, ratio=ratio)), Counter(), []
+        for i, label in enumerate(labels):
+            logits = run(variables, image(sizes[i], side, 20 + i))
+            found = scores(logits, {"label": jnp.asarray(label),
+                                    "weight": jnp.ones(len(label), jnp.float32)})
+            totals.update({name: float(total) for name, (total, _) in found.items()})
+            losses.append(float(found["loss"][0]) / len(label))
+        accuracies = [100 * totals[name] / sum(sizes) for name in ("top1", "top5")]
+        # The authors' loss: a mean of the batches' means.
+        fixture.expect(f"stats@{ratio}", [*accuracies, np.mean(losses)], rtol=1e-5)
+
+
+def sampling(fixture: Fixture) -> None:
+    """Which widths the intermediate nets may have, and how often they have them."""
+    for key, support in fixture.config["supports"].items():
+        smallest, largest, granularity = map(float, key.split(","))
+        ratios = create_model("scala", smallest_ratio=smallest, largest_ratio=largest,
+                              granularity=granularity).ratios
+        upper, lower = ([ratios[i] for i in places] for places in objective.drawn(len(ratios)))
+        if error := support.get("official_error"):
+            assert "empty range" in error and (upper, lower) == ([0.75], [0.5])
+            continue
+        assert support["order"] == "each step: l, 3q, 2q, s"
+        assert upper == support["3q_support"].plain() and lower == support["2q_support"].plain()
+        keys = jax.random.split(jax.random.key(0), 2000)
+        draws = jax.vmap(lambda key: {name: chosen for name, (_, chosen)
+                                      in objective.draw(key, len(ratios)).items()})(keys)
+        for name, places in (("3q", upper), ("2q", lower)):
+            share = np.bincount(draws[name], minlength=len(places)) / len(keys)
+            # Each a draw of 800 or of ours: five deviations of their difference.
+            fixture.expect(f"freq{name}@{key}", share,
+                           atol=5 * (1 / len(places) * (1 / 800 + 1 / len(keys))) ** 0.5)
+        for seed in range(4):
+            name = f"draws@{key}@seed{seed}"
+            theirs = fixture.values(name)
+            assert set(theirs[:, 0]) == {largest} and set(theirs[:, 3]) == {smallest}
+            assert set(theirs[:, 1]) <= set(upper) and set(theirs[:, 2]) <= set(lower)
+
+
+def schedule(fixture: Fixture) -> None:
+    """Learning rates of every epoch; which parameters decay."""
+    for name, recipe in fixture.config["recipes"].items():
+        arguments = dict(zip(*[iter(recipe["argv"].plain())] * 2))
+        batch = int(arguments.get("--batch-size", 64)) * recipe["world_size"]
+        lr, epochs = float(arguments.get("--lr", 5e-4)), recipe["epochs"]
+        warmup = recipe["warmup_epochs"]
+        assert int(arguments.get("--epochs", 300)) == epochs
+        assert float(arguments.get("--warmup-epochs", 5)) == warmup
+        np.testing.assert_allclose(lr * batch / 512, recipe["scaled_lr"], rtol=1e-12)
+        # An epoch that a resumed run of theirs begins with is a step of the schedule ahead.
+        for key, lag in (("lr", 1), ("lr_resume", 0)):
+            rate = optim.learning_rate(
+                Length(batch, batch, epochs), lr=lr, lr_batch=512, schedule="official",
+                warmup_epochs=warmup, warmup_lr=recipe["warmup_lr"], min_lr=recipe["min_lr"],
+                halved_epochs=10, lag=lag)
+            found = np.array([rate(epoch) for epoch in range(epochs)])
+            if not lag:                         # theirs starts as an uninterrupted run does
+                found[0] = fixture.values(f"lr_resume@{name}64")[0]
+            fixture.expect(f"{key}@{name}64", found, rtol=2e-6)
+    for name, groups in fixture.config["optimizer_groups"].items():
+        model = create_model(name)
+        params = interop.shapes(model)["params"]
+        decays = interop.to_torch(model, {"params": jax.tree.map(
+            lambda leaf, decays: np.full(leaf.shape, decays, np.float32), params,
+            optim.decays(model.no_decay)(params))})
+        for group in groups:
+            expected = group["weight_decay"] > 0
+            assert group["betas"].plain() == [0.9, 0.999] and group["eps"] == 1e-8
+            assert sorted(group["params"].plain()) == sorted(
+                entry for entry, array in decays.items() if bool(array.flat[0]) == expected)
+
+
+def options(mode: Tracked) -> dict:
+    """Our names for the switches of a training step."""
+    soft, none = mode["targets"] == "soft", mode["distillation_type"] == "none"
+    assert mode.get("smoothing", 0.0) == 0
+    shared = dict(
+        # Given distributions are smoothed already.
+        label_smoothing=0.0 if soft else 0.1, kind=mode["distill_type"], bce=mode.get("bce", False),
+        taught={"cls_token": "class", "dist_token": "distillation"}[mode["token_type"]],
+        transfer={"US": "full"}.get(mode["transfer_type"], mode["transfer_type"]),
+        labels={"teacher": "full", "one_hot": "given"}[mode["ce_type"]],
+        ce_weight=mode["ce_coefficient"])
+    own = dict(distillation="hard" if none else mode["distillation_type"], alpha=mode["alpha"],
+               temperature=mode["tau"])
+    return shared | own
+
+
+def passes(widths: list[float], ratios: tuple[float, ...]) -> dict:
+    """`objective.draw` where these nets, the full one first, had to come."""
+    places = [int(np.argmin(np.abs(np.array(ratios) - width))) for width in widths[1:]]
+    return {name: (range(place, place + 1), 0)
+            for name, place in zip(("3q", "2q", "1q"), places)}
+
+
+def training(fixture: Fixture, config: Tracked, mode: str, params: dict) -> None:
+    """Losses, outputs, and gradients after each pass; parameters and EMA after the last step."""
+    model, how = build(config), config["mode"]
+    # The toy files name their input once for all modes.
+    inputs = config.get("input") or fixture.config["input"]
+    key = lambda name: f"{mode}{name}"
+    variables = interop.from_torch(model, {name: fill(name, shape).astype(dtype)
+                                           for name, shape, dtype in params})
+    assert config["param_names"].plain() == [name for name, *_ in params]
+    weights, warmup = variables["params"], how["full_warm_epoch"]
+    widths, targets = fixture.given(key("widths")), fixture.given(key("targets"))
+    signals = fixture.given(key("teacher"))
+    phases = full_net_first(Length(4, 4, 300), model, full_epochs=warmup)
+    assert (phases.phase_at(how["epoch"]).objective == FULL) == (len(widths[0]) == 1)
+    teacher = (lambda params, fixed, images, key: (params, {})) if model.distilled else None
+    chosen = options(how)
+
+    def gradients(weights: dict, i: int, count: int):
+        """Of the first `count` passes of step i."""
+        forced = passes(list(widths[i][:count]), model.ratios)
+        phase = Phase() if count > 1 else Phase(objective=FULL)
+        made = objective.scala(Forward(model, phase, {}), phase, teacher, **chosen)
+        with mock.patch.object(objective, "draw", lambda key, count: forced):
+            return jax.jit(made.gradients)(
+                weights, {"collections": {}, "step": 0, "teacher": {"params": signals[i]}},
+                {"image": image(inputs["batch"], inputs["size"], inputs["seeds"][i]),
+                 "label": jnp.asarray(targets[i])}, jax.random.key(0))
+
+    transform = optim.make_optimizer(Length(4, 4, 1), model.no_decay, lr=how["lr"],
+                                     weight_decay=how["weight_decay"]).transform
+    optimizer = optim.Optimizer(transform, lambda step: how["lr"])
+    opt_state, losses, count = transform.init(weights), [], len(widths[0])
+    names = [f"loss_{net}{part}" for net in ("3q", "2q", "1q") for part in ("", "_ce")]
+    for i in range(len(widths)):
+        before = weights
+        (loss, aux), grads = gradients(weights, i, count)
+        losses.append([loss] + [aux.metrics.get(name, (0.0, 1))[0] for name in
+                                ("loss_full", *names)])
+        weights, opt_state = optim.apply(optimizer, grads, opt_state, weights, jnp.int32(i))
+    # AdamW's first steps amplify rounding where gradients are tiny: later steps start apart.
+    close = dict(rtol=1e-5, atol=2e-6) if len(widths) == 1 else dict(rtol=2e-3, atol=1e-4)
+    first = np.float32(losses[0])
+    np.testing.assert_allclose(first, fixture.values(key("losses"))[0], rtol=1e-5, atol=1e-6)
+    fixture.expect(key("losses"), losses, **close)
+    for k, width in enumerate(widths[-1]):
+        run = jax.jit(partial(model.apply, ratio=width, train=True))
+        outputs = run({"params": before}, image(inputs["batch"], inputs["size"],
+                                                inputs["seeds"][len(widths) - 1]),
+                      rngs={"dropout": jax.random.key(0)})
+        for head, out in (zip(("cls_out", "dist_out"), outputs) if model.distilled
+                          else [("out", outputs)]):
+            fixture.expect(key(f"{head}:{k}"), out, **close | dict(atol=max(close["atol"], ATOL)))
+    norms = []
+    for k in range(1, count + 1):
+        found = interop.to_torch(model, {"params": gradients(before, len(widths) - 1, k)[1]})
+        norms.append([np.linalg.norm(grad.astype(np.float64)) for grad in found.values()])
+    fixture.expect(key("grad_norms"), norms, **close | dict(atol=10 * close["atol"]))
+    for name in fixture.matching(key("grad:*")):
+        grad = found[name.partition("grad:")[2]]
+        fixture.expect(name, grad, **close | dict(atol=10 * close["atol"]))
+    after = interop.to_torch(model, {"params": weights})
+    for name in fixture.matching(key("after:*")):
+        entry = name.partition("after:")[2]
+        tiny = np.abs(found[entry]) <= 1e-5
+        fixture.expect(name, after[entry], atol=np.where(tiny, 2 * how["lr"], 2e-6))
+    for name in fixture.matching(key("ema:*")):
+        entry, decay = name.partition("ema:")[2], how["ema_decay"]
+        start = interop.to_torch(model, variables)[entry]
+        tiny = np.abs(found[entry]) <= 1e-5
+        fixture.expect(name, decay * start + (1 - decay) * after[entry],
+                       atol=np.where(tiny, 2 * how["lr"], 2e-6))
+
+
+def train_step(fixture: Fixture) -> None:
+    """One step, or several."""
+    training(fixture, fixture.config, "", fixture.text("params").plain())
+
+
+def train_modes(fixture: Fixture) -> None:
+    """One step under each switch."""
+    for mode, config in fixture.config["modes"].items():
+        training(fixture, config, f"{mode}|", fixture.text("params")[mode].plain())
+
+
+CHECKS = {"forward": forward, "export": export, "pos_embed_resize": pos_embed_resize,
+          "evaluate": evaluate, "sampling": sampling, "schedule": schedule,
+          "train_step": train_step, "train_steps": train_step, "train_modes": train_modes}
+LATER = {}

@@ -120,6 +120,12 @@ class Fixture:
         else:
             np.testing.assert_array_equal(value, expected, err_msg=name)
 
+    def values(self, name: str) -> np.ndarray:
+        """An expected array whose comparison is no plain difference."""
+        assert not self.is_given(name), f"{name} is given, read it with `given`"
+        self._read.add(name)
+        return self._arrays[name]
+
     def params(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """Official name -> (shape, dtype) of the state_dict, in its order."""
         return {name: (tuple(shape), dtype) for name, shape, dtype in self.text("params").plain()}

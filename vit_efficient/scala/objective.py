@@ -1,24 +1,178 @@
-"""Scala's widths in an evaluation."""
+"""Scala's training: four nets of one set of weights a step, each taught by the next larger one.
+
+arXiv 2412.04786, section 3.2, and the authors' engine.py. Isolated activation, which end of the
+channels a width takes, is the model's (models.py).
+"""
 from collections.abc import Callable
+from functools import partial
+from typing import Literal
 
 import jax
+import jax.numpy as jnp
+import optax
 
-from vit_efficient.limits import Fraction, Rate
-from vit_efficient.objective import Objective, supervised
+from vit_efficient.deit.objective import hard_label_loss, teacher_logits, tempered_divergence
+from vit_efficient.limits import Count, Fraction, NonNegative, Positive, Rate
+from vit_efficient.objective import (Aux, Objective, accumulated, hits,
+                                     soft_targets, supervised)
 from vit_efficient.phases import Phase
+from vit_efficient.scala.phases import FULL
+
+
+def drawn(count: int) -> tuple[range, range]:
+    """Of `count` widths, smallest first: the places that the upper and the lower intermediate net
+    are drawn from, uniformly (stable sampling). The middle belongs to the upper ones.
+
+    Where that leaves no lower one though there are two between the ends (X = 4, at which the
+    authors' loop stops with an error), those below the middle are the lower ones. With one width
+    between the ends there is no lower net, with none no upper one either.
+    """
+    middle = max((count - 1) // 2, 1)
+    if middle == 1 and count > 3:
+        middle = count // 2
+    return range(middle, count - 1), range(1, middle)
+
+
+def draw(key: jax.Array, count: int) -> dict[str, tuple[range, jax.Array]]:
+    """The nets beside the full one, largest first, by the names of their losses: the places that a
+    net may have among `count` widths, and the one of these that `key` draws, int32 []."""
+    upper, lower = drawn(count)
+    nets = {"3q": upper, "2q": lower, "1q": range(1)}
+    return {name: (places, jax.random.randint(jax.random.fold_in(key, i), (), 0, len(places)))
+            for i, (name, places) in enumerate(nets.items()) if places}
+
+
+def divergence(student: jax.Array, teacher: jax.Array) -> jax.Array:
+    """Mean over B of sum_k p_t (log p_t - log p_s), without a temperature; [B, K] each."""
+    student, teacher = jax.nn.log_softmax(student), jax.nn.log_softmax(teacher)
+    return optax.losses.kl_divergence_with_log_targets(student, teacher).mean()
+
+
+def every_width(forward: Callable, params: dict, fixed: dict, images: jax.Array,
+                ratios: tuple[float, ...] | None = None) -> dict[str, jax.Array]:
+    """The predictions of the nets of widths `ratios` (`None`: all of the model's), `width0.25` and
+    so on; the last one's are also the model's own."""
+    ratios = ratios or forward.model.ratios
+    scored = {f"width{ratio:g}": forward(params, fixed, images, None, ratio=ratio)[0]
+              for ratio in ratios}
+    return {"": scored[f"width{ratios[-1]:g}"]} | scored
 
 
 def separate(forward: Callable, phase: Phase, teacher: Callable | None, *,
              label_smoothing: Rate = 0.1,
-             ratios: tuple[Fraction, ...] = (0.25, 0.5, 0.75, 1.0)) -> Objective:
+             ratios: tuple[Fraction, ...] | None = (0.25, 0.5, 0.75, 1.0)) -> Objective:
     """The widest net alone learns (the paper's separate training), every width in `ratios` is
     scored: `width0.25` and so on, and the last of them as the model's own prediction."""
-    def predictions(forward, params, fixed, images) -> dict[str, jax.Array]:
-        scored = {f"width{ratio:g}": forward(params, fixed, images, None, ratio=ratio)[0]
-                  for ratio in ratios}
-        return {"": scored[f"width{ratios[-1]:g}"]} | scored
     made = supervised(forward, phase, teacher, label_smoothing=label_smoothing)
-    return made._replace(predictions=predictions, needs=("ratio",))
+    return made._replace(predictions=partial(every_width, ratios=ratios), needs=("ratio",))
 
 
-VARIANTS = {"separate": separate}
+def scala(forward: Callable, phase: Phase, teacher: Callable | None, *,
+          label_smoothing: Rate = 0.1, taught: Literal["distillation", "class"] = "distillation",
+          kind: Literal["soft", "hard"] = "soft",
+          transfer: Literal["progressive", "full"] = "progressive",
+          labels: Literal["given", "full"] = "given", ce_weight: NonNegative = 1.0,
+          distillation: Literal["hard", "soft"] = "hard", alpha: Fraction = 0.5,
+          temperature: Positive = 1.0, bce: bool = False, groups: Count = 1,
+          ratios: tuple[Fraction, ...] | None = (0.25, 0.5, 0.75, 1.0)) -> Objective:
+    """The sum of four losses: of the full net, of an upper and a lower intermediate one, whose
+    widths are drawn anew in every step, and of the smallest; in phase `full net` the first alone.
+
+    The full net learns from the labels and, in a distilled model, from the teacher as in DeiT; a
+    narrower one from the next larger net's logits, which get no gradient, and from the labels
+    (noise calibration). The step's key, so seed and step number, draws the widths; the program
+    holds each width once.
+
+    Args:
+      taught: the head that the nets pass on; a model that is not distilled has only "class".
+      kind: "soft" is the divergence from the teaching net, "hard" cross-entropy with its likeliest
+        class.
+      transfer: "full" lets the full net teach all others (US-Net).
+      labels: of the narrower nets, "full" takes the full net's likeliest classes.
+      ce_weight: of the narrower nets' cross-entropy (noise calibration), 0 leaves it out.
+      distillation, alpha, temperature: the external teacher's, see DeiT's `distilled`.
+      bce: binary cross-entropy for the full net and every class above 0 as a label for all; needs
+        a `label_smoothing` of 0.
+      groups: parts of the batch with widths of their own; the authors' four processes are 4.
+      ratios: widths that an evaluation scores, `None` for all.
+    Raises:
+      ValueError: a distilled model without a teacher or another one with a teacher; a model whose
+        widths have no granularity; `taught`, `bce` that do not go with the rest.
+    """
+    model = forward.model
+    _check(model, teacher is not None, taught, bce, label_smoothing)
+    head = 1 if model.distilled and taught == "distillation" else 0
+
+    def full(params, fixed, batch, signal, target, key):
+        outputs, collections = forward(params, fixed, batch["image"], key,
+                                       ratio=model.largest_ratio)
+        heads = outputs if model.distilled else (outputs,)
+        base = (optax.sigmoid_binary_cross_entropy(heads[0], target).mean(-1) if bce
+                else optax.softmax_cross_entropy(heads[0], target)).mean()
+        if not model.distilled:
+            return base, (heads, collections)
+        term = (hard_label_loss(heads[1], signal) if distillation == "hard"
+                else tempered_divergence(heads[1], signal, temperature))
+        return (1 - alpha) * base + alpha * term, (heads, collections)
+
+    def narrow(ratio, params, fixed, images, teaching, target, key):
+        outputs, _ = forward(params, fixed, images, key, ratio=ratio)
+        heads = outputs if model.distilled else (outputs,)
+        passed = divergence if kind == "soft" else hard_label_loss
+        ce = ce_weight * optax.softmax_cross_entropy(heads[0], target).mean()
+        return passed(heads[head], teaching) + ce, (ce, heads[head])
+
+    def gradients(params, fixed, batch, key):
+        for_widths, for_full, *for_nets = jax.random.split(key, 5)
+        label, images, signal = batch["label"], batch["image"], None
+        if model.distilled:
+            signal = teacher_logits(teacher, fixed, images)
+        target = soft_targets(label, model.num_classes, label_smoothing)
+        if bce:
+            target = (target > 0).astype(jnp.float32)
+        (loss, (heads, collections)), total = jax.value_and_grad(full, has_aux=True)(
+            params, fixed, batch, signal, target, for_full)
+        right = hits(heads[0], label)
+        metrics = {"top1": (right.sum(), right.size), "loss_full": (loss, 1.0)}
+        if label.ndim == 1 and not bce:             # unmixed labels stay sharp for narrower nets
+            target = soft_targets(label, model.num_classes, 0.0)
+        if labels == "full":
+            target = soft_targets(heads[0].argmax(-1), model.num_classes, 0.0)
+        nets = {} if phase.objective == FULL else draw(for_widths, len(model.ratios))
+        teaching = heads[head]
+        for (name, (places, chosen)), own in zip(nets.items(), for_nets):
+            branches = [jax.value_and_grad(partial(narrow, model.ratios[i]), has_aux=True)
+                        for i in places]
+            (value, (ce, logits)), grads = jax.lax.switch(
+                chosen, branches, params, fixed, images, teaching, target, own)
+            total = jax.tree.map(jnp.add, total, grads)
+            loss += value
+            metrics |= {f"loss_{name}": (value, 1.0), f"loss_{name}_ce": (ce, 1.0)}
+            teaching = logits if transfer == "progressive" else teaching
+        return (loss, Aux(metrics, collections)), total
+
+    return Objective(accumulated(gradients, groups), partial(every_width, ratios=ratios),
+                     needs=("ratio",))
+
+
+def _check(model, has_teacher: bool, taught: str, bce: bool, label_smoothing: float) -> None:
+    """Raises ValueError for what does not go together in `scala`."""
+    name = "objective.name = scala"
+    if "ratio" not in model.knobs:
+        raise ValueError(f"{name}: needs a model of many widths, with the knob ratio")
+    if model.granularity is None:
+        raise ValueError(f"{name}: model.granularity = None leaves open which widths to train")
+    if model.distilled and not has_teacher:
+        raise ValueError(f"{name}: a distilled model needs a teacher, set teacher.workdir to the "
+                         "workdir of its run, or take a model that is not distilled")
+    if has_teacher and not model.distilled:
+        raise ValueError(f"{name}: a teacher needs a distilled model, this one has no second head")
+    if taught == "distillation" and not model.distilled:
+        raise ValueError("objective.taught = distillation: this model has only the class head, "
+                         "set objective.taught = class")
+    if bce and label_smoothing:
+        raise ValueError(f"objective.label_smoothing = {label_smoothing:g}: must be 0 with "
+                         "objective.bce, which takes every class above 0 for a label")
+
+
+VARIANTS = {"separate": separate, "scala": scala}
