@@ -16,7 +16,7 @@ from tests.golden.fill import fill
 # How a file was made and what is in it, in words; noise that was measured. Nothing to check.
 DESCRIPTIVE = ("about", "build", "cli_defaults", "doc", "entries", "fixture",
                "float32_vs_float64_max_abs", "formula", "input_doc", "keys", "kind", "mask_rule",
-               "method", "note", "origin", "outputs", "rule", "rules", "seed",
+               "method", "note", "origin", "outputs", "params_doc", "rule", "rules", "seed",
                "standalone_vs_sliced_max_abs_diff", "weight_scale_doc", "weights", "what")
 
 

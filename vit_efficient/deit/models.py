@@ -1,4 +1,5 @@
 """DeiT (ICML 2021, arXiv 2012.12877), plain and distilled: the ground of Scala, DVT and SViTE."""
+from collections.abc import Callable
 from functools import partial
 from typing import ClassVar
 
@@ -104,14 +105,15 @@ class DeiT(nn.Module):
                      attn_drop=self.attn_drop_rate, dtype=self.dtype)
         x = run_blocks(self, Block, block, embedded, linear_rates(self.drop_path, self.depth),
                        train, scan=self.scan, remat=self.remat)
+        norm = lambda x: x
         if self.global_pool == "token":
-            x = LayerNorm(self.epsilon, dtype=self.dtype, name="norm")(x)
-        heads = self._heads(x)
+            norm = LayerNorm(self.epsilon, dtype=self.dtype, name="norm")
+        heads = self._heads(x, norm)
         logits = heads[0]
         if self.distilled:
             logits = heads if train else (heads[0] + heads[1]) / 2
         return {"logits": logits, "heads": heads, "patch_embed": patches, "tokens_in": embedded,
-                "tokens": x}
+                "tokens": norm(x)}
 
     def _embed(self, patches: jax.Array) -> jax.Array:
         """Positions and prefix tokens: [B, P, D] -> [B, N, D]."""
@@ -127,12 +129,13 @@ class DeiT(nn.Module):
         x = jnp.concatenate([*(token.astype(self.dtype) for token in tokens), patches], 1)
         return x if self.no_embed_class else x + table
 
-    def _heads(self, x: jax.Array) -> tuple[jax.Array, ...]:
-        """Logits [B, K] in float32 of each head, from the tokens [B, N, D]."""
+    def _heads(self, x: jax.Array, norm: Callable) -> tuple[jax.Array, ...]:
+        """Logits [B, K] in float32 of each head, from the tokens [B, N, D] before the last norm,
+        which only those that a head reads need."""
         position, average, heads = jnp.arange(x.shape[1]), self.global_pool == "avg", []
         for i, name in enumerate(["head", "head_dist"][:1 + self.distilled]):
             chosen = position >= self.prefix if average else position == i
-            pooled = sum_tokens(x, chosen)
+            pooled = norm(sum_tokens(x, chosen)).astype(jnp.float32)
             if average:
                 pooled = LayerNorm(self.epsilon, name="fc_norm")(pooled / chosen.sum())
             if self.num_classes:

@@ -9,9 +9,19 @@ from vit_efficient.layers.init import small_normal
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """Exact GELU, `x (1 + erf(x / sqrt 2)) / 2`. `jax.nn.gelu(approximate=False)` is written with
-    erfc, which costs a TPU step 6 %; the tanh form moves the papers' logits by 6e-4."""
-    return 0.5 * x * (1 + jax.lax.erf(x * 2 ** -0.5))
+    """Exact GELU, `x (1 + erf(x / sqrt 2)) / 2`.
+
+    In bfloat16 the normal distribution's function is `(1 + tanh(x p(x^2))) / 2` with the best p of
+    degree 2: 2e-5 off, a hundredth of the rounding, and a TPU step gains a twentieth.
+    (`jax.nn.gelu(approximate=False)` is written with erfc, which costs it as much again; the usual
+    tanh form, with a p of degree 1, is 2e-4 off and moves the papers' logits by 6e-4.)
+    """
+    if x.dtype != jnp.bfloat16:
+        return 0.5 * x * (1 + jax.lax.erf(x * 2 ** -0.5))
+    wide = x.astype(jnp.float32)
+    u = jnp.minimum(wide * wide, 64.0)                      # further out p turns back
+    p = 0.797715465 + u * (0.036802156 - 0.000316717349 * u)
+    return (0.5 * wide * (1 + jnp.tanh(wide * p))).astype(x.dtype)
 
 
 class Mlp(nn.Module):
