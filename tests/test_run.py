@@ -3,6 +3,7 @@ import pytest
 
 from tests.runs import small_config
 from vit_efficient.run import assemble
+from vit_efficient.train import train
 
 
 @pytest.mark.parametrize("changes, message", [
@@ -13,12 +14,28 @@ from vit_efficient.run import assemble
     ({"model__arch": "4,1,1|2,1|2,1,1|2,1,1|8"}, "model.arch = .*stage 2"),
     ({"mesh__fsdp": 3}, "mesh.fsdp = 3: .* 8 devices"),
     ({"phases__schedule": "p18", "epochs": 4.0}, "phases.schedule = p18: 4 epochs are too few"),
-    ({"objective__name": "soft_labels"}, "objective.name = soft_labels: needs a teacher"),
     ({"teacher__workdir": "nowhere"}, "nowhere holds no config.json"),
     ({"data__source": "imagefolder", "data__path": "nowhere"}, "data.path = 'nowhere'")])
 def test_a_config_that_does_not_fit_together_is_refused(changes, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         assemble(small_config(**changes))
+
+
+def test_training_without_its_teacher_is_refused_before_anything_is_written(tmp_path):
+    config = small_config(objective__name="soft_labels")
+    with pytest.raises(ValueError, match="objective.name = soft_labels: needs a teacher"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_is_a_file_and_a_name(tmp_path):
+    for changes, message in (({"teacher__init_from": "x.pth"}, "they go together"),
+                             ({"teacher__init_from": "x.pth", "teacher__model": "deit_small"},
+                              "model.name = deit_small: .*deit_small_patch16_224"),
+                             ({"teacher__init_from": str(tmp_path / "x.pth"),
+                               "teacher__model": "deit"}, "teacher.init_from = .*x.pth")):
+        with pytest.raises(ValueError, match=message):
+            assemble(small_config(objective__name="soft_labels", **changes))
 
 
 def test_mixing_an_odd_batch_is_refused(monkeypatch):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests import runs
-from vit_efficient import interop, start
+from vit_efficient import interop, pretrained, start
 from vit_efficient.checkpoint import Checkpoints
 from vit_efficient.config import store
 from vit_efficient.evaluate import evaluate
@@ -45,7 +45,7 @@ def workdir(tmp_path_factory, fresh) -> Path:
 
 
 def variables_at(workdir: Path, step: int, kind: str) -> dict:
-    return start.stored(workdir, str(step), kind)[1]
+    return pretrained.stored(workdir, str(step), kind)[1]
 
 
 def equal(a, b) -> bool:
@@ -79,7 +79,7 @@ def test_an_export_needs_neither_the_data_nor_torch(workdir, tmp_path, monkeypat
     text = (moved / "config.json").read_text()
     (moved / "config.json").write_text(text.replace('"digits"', '"imagefolder"').replace(
         '"path": ""', '"path": "/nowhere"'))
-    config = start.load_stored(moved)
+    config = pretrained.load_stored(moved)
     assert config.data.path == "/nowhere"
     export(config, moved, out=str(tmp_path / "x.pth"))
     assert read(tmp_path / "x.pth")
@@ -131,7 +131,7 @@ def test_a_checkpoint_of_its_own_comes_before_init_from(workdir, tmp_path):
 def test_kind_chooses_the_weights_of_a_run(workdir):
     model = assemble(runs.small_config()).model
     for kind in ("raw", "ema"):
-        found = start.given_weights(model, str(workdir / "checkpoints" / "2"), kind=kind)
+        found = pretrained.given_weights(model, str(workdir / "checkpoints" / "2"), kind=kind)
         assert equal(found, variables_at(workdir, 2, kind))
 
 
@@ -140,16 +140,16 @@ def test_a_run_without_average_has_none_to_give(tmp_path):
     store(run.config, tmp_path)
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         checkpoints.save(3, run.fresh_state(), None, run.fingerprint())
-    assert start.stored(tmp_path)[2]["kind"] == "raw"        # the latest: none was scored
+    assert pretrained.stored(tmp_path)[2]["kind"] == "raw"        # the latest: none was scored
     with pytest.raises(ValueError, match="has no averaged weights"):
-        start.stored(tmp_path, kind="ema")
+        pretrained.stored(tmp_path, kind="ema")
 
 
 def test_other_classes_and_image_sizes_are_adapted_on_request(workdir):
     model = assemble(runs.small_config()).model.clone(num_classes=4, ape=True, image_size=64)
     with pytest.raises(ValueError, match=r"(?s)absolute_pos_embed: shape .*head.2.weight: shape"):
-        start.given_weights(model, str(workdir))
-    found = start.given_weights(model, str(workdir), adapt=("classes", "image_size"))["params"]
+        pretrained.given_weights(model, str(workdir))
+    found = pretrained.given_weights(model, str(workdir), adapt=("classes", "image_size"))["params"]
     old = variables_at(workdir, 1, "ema")["params"]
     assert found["absolute_pos_embed"].shape == (1, 256, 8)
     np.testing.assert_allclose(found["absolute_pos_embed"].mean(1),
@@ -161,7 +161,7 @@ def test_an_export_of_another_architecture_is_noticed(workdir, tmp_path, caplog)
     export(runs.small_config(), workdir, out=str(tmp_path / "x.safetensors"))
     other = runs.small_config(model__arch=runs.SMALL["model.arch"].replace("4,1,1,1", "4,2,1,1"),
                               model__drop_path=0.0)
-    start.given_weights(assemble(other).model, str(tmp_path / "x.safetensors"), 0, other.model)
+    pretrained.given_weights(assemble(other).model, str(tmp_path / "x.safetensors"), 0, other.model)
     assert [record.message.partition(" was ")[2] for record in caplog.records] == [
         f"made with model.arch = {runs.SMALL['model.arch']}, this run has {other.model.arch}"]
 
@@ -173,7 +173,7 @@ def test_the_numbers_of_an_official_files_arguments_are_compared(tmp_path, caplo
                   for name, place in interop.layout(model).items()}
     args = {"granularity": 0.125, "smallest_ratio": 0.25, "width": "unknown", "depth": True}
     files.write(tmp_path / "x.pth", state_dict, container="model", extras={"args": args})
-    start.given_weights(model, str(tmp_path / "x.pth"), 0, options | {"smallest_ratio": 0.25})
+    pretrained.given_weights(model, str(tmp_path / "x.pth"), 0, options | {"smallest_ratio": 0.25})
     assert [record.getMessage().partition(" was ")[2] for record in caplog.records] == [
         "made with model.granularity = 0.125, this run has 0.25"]
 

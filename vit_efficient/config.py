@@ -27,7 +27,7 @@ GROUPS = {
     "optim": "vit_efficient.optim:make_optimizer",
     "step": "vit_efficient.step:make_step",
     "teacher": "vit_efficient.run:load_teacher",
-    "init": "vit_efficient.start:given_weights",
+    "init": "vit_efficient.pretrained:given_weights",
     "validation": "vit_efficient.evaluate:Validation",
     "mesh": "vit_efficient.sharding:make_mesh",
     "checkpoint": "vit_efficient.checkpoint:Checkpoints",

@@ -5,7 +5,7 @@ from typing import Any, Literal
 import jax
 from ml_collections import ConfigDict
 
-from vit_efficient import interop, start as starts
+from vit_efficient import interop, pretrained, start as starts
 from vit_efficient.run import assemble
 from vit_efficient.weights import files
 
@@ -27,9 +27,9 @@ def export(config: ConfigDict, workdir: Path, *, out: str, weights: str | None =
     if config.init_from and not starts.steps(workdir):
         run = assemble(config)
         model, variables = run.model, starts.given(run, workdir)
-        about = starts.describe(model, config) | {"step": 0, "kind": "raw"}
+        about = pretrained.describe(model, config) | {"step": 0, "kind": "raw"}
     else:
-        model, variables, about = starts.stored(workdir, weights, kind)
+        model, variables, about = pretrained.stored(workdir, weights, kind)
     state_dict = interop.to_torch(model, variables)
     if jax.process_index() == 0:
         extras = model.extras() if hasattr(model, "extras") else {}

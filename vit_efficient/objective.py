@@ -25,10 +25,12 @@ class Aux(NamedTuple):
 class Objective(NamedTuple):
     """`gradients(params, fixed, batch, key) -> ((loss, Aux), gradients)`;
     `predictions(forward, params, fixed, images) -> {name: logits [B, K]}`;
-    `needs`: the knobs of the model that it uses."""
+    `needs`: the knobs of the model that it uses; `lacks`: what training must be given first, in
+    words (an evaluation goes without)."""
     gradients: Callable
     predictions: Callable
     needs: tuple[str, ...] = ()
+    lacks: str = ""
 
 
 @dataclass(frozen=True)

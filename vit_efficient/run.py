@@ -18,6 +18,7 @@ from vit_efficient.config import load_stored
 from vit_efficient.data.augment import Augment, make_augment
 from vit_efficient.data.sources import Data, open_data
 from vit_efficient.phases import Length, Phase, Phases
+from vit_efficient.pretrained import given_weights
 from vit_efficient.rooms import door
 from vit_efficient.sparsity import Sparsity
 from vit_efficient.zoo import create_model
@@ -90,8 +91,12 @@ class Run:
                 "label": array((size,), jnp.int32), "weight": array((size,), jnp.float32)}
 
     def step(self, phase: Phase) -> Callable:
-        """The training step of `phase`, jitted, its state donated."""
-        made = steps.make_step(self.objective(phase), self.optimizer, self.sparsity, phase,
+        """The training step of `phase`, jitted, its state donated; ValueError where training lacks
+        something, as a teacher."""
+        aim = self.objective(phase)
+        if aim.lacks:
+            raise ValueError(aim.lacks)
+        made = steps.make_step(aim, self.optimizer, self.sparsity, phase,
                                partial(self.augment.on_device, num_classes=self.data.num_classes),
                                **self.config.step)
         places = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
@@ -139,7 +144,7 @@ def assemble(config: ConfigDict, data: Data | None = None, mesh: Mesh | None = N
     sparsity = door("sparsity", config.sparsity.name)(**options(config.sparsity))
     mesh = mesh or sharding.make_mesh(**config.mesh)
     sharding.check_batch(mesh, "batch_size", config.batch_size, config.step.accumulate)
-    teacher = read_teacher(data, mesh, **config.teacher) if config.teacher.workdir else None
+    teacher = _teacher(config, data, mesh, read_teacher)
     run = Run(config, data, augment, model, length, phases, optimizer, sparsity, mesh, teacher)
     jax.eval_shape(partial(augment.on_device, num_classes=data.num_classes),
                    run.abstract_batch(config.batch_size), jax.random.key(0))
@@ -148,30 +153,68 @@ def assemble(config: ConfigDict, data: Data | None = None, mesh: Mesh | None = N
     return run
 
 
-def load_teacher(data: Data, mesh: Mesh, *, workdir: str = "",
-                 weights: str = "best") -> tuple[nn.Module, dict]:
-    """`(model, {"params", "collections"})` of the run in `workdir`, averaged where it has an EMA.
+def _teacher(config: ConfigDict, data: Data, mesh: Mesh, read: Callable) -> tuple | None:
+    """The config's teacher, None where it has none."""
+    given = config.teacher
+    if given.workdir and given.init_from:
+        raise ValueError("teacher.workdir and teacher.init_from: give one of them")
+    if bool(given.init_from) != bool(given.model):
+        raise ValueError(f"teacher.init_from = {given.init_from!r} and teacher.model = "
+                         f"{given.model!r}: they go together, a file and what model it is of")
+    if given.workdir or given.init_from:
+        return read(data, mesh, config.dtype, **given)
+    return None
+
+
+def load_teacher(data: Data, mesh: Mesh, dtype: str = "float32", *, workdir: str = "",
+                 weights: str = "best", init_from: str = "",
+                 model: str = "") -> tuple[nn.Module, dict]:
+    """The teacher `(model, {"params", "collections"})`, on the run's classes and image size.
 
     Args:
-      workdir: that of a finished run on the same classes and image size; "" is no teacher.
+      dtype: the run's, for a model that no stored config describes.
+      workdir: that of a finished run; its averaged weights teach where it has an EMA. "" with an
+        empty `init_from` is no teacher.
       weights: its checkpoint: "best", "latest" or a step.
+      init_from, model: in place of a workdir any weights that `init_from` may name, and which model
+        of the zoo they are.
     """
-    model, like = _teacher_shapes(data, mesh, Path(workdir))
-    return model, states.weights(read_weights(Path(workdir), weights, like)[1])
+    if workdir:
+        made, like = _stored_shapes(data, mesh, Path(workdir))
+        return made, states.weights(read_weights(Path(workdir), weights, like)[1])
+    made = create_model(model, num_classes=data.num_classes, image_size=data.image_size,
+                        dtype=dtype)
+    try:
+        variables = given_weights(made, init_from)
+    except ValueError as error:
+        raise ValueError(f"teacher.{error}") from error
+    return made, jax.device_put(states.weights(states.split(variables, ema=False)),
+                                sharding.replicated(mesh))
 
 
-def abstract_teacher(data: Data, mesh: Mesh, *, workdir: str,
-                     weights: str = "best") -> tuple[nn.Module, dict]:
-    """What `load_teacher` returns, with shapes and places for arrays; no checkpoint is read."""
-    model, like = _teacher_shapes(data, mesh, Path(workdir))
-    return model, states.weights(like)
+def abstract_teacher(data: Data, mesh: Mesh, dtype: str = "float32", *, workdir: str,
+                     weights: str = "best", init_from: str = "",
+                     model: str = "") -> tuple[nn.Module, dict]:
+    """What `load_teacher` returns, with shapes and places for arrays; no weights are read."""
+    if workdir:
+        made, like = _stored_shapes(data, mesh, Path(workdir))
+    else:
+        made = create_model(model, num_classes=data.num_classes, image_size=data.image_size,
+                            dtype=dtype)
+        like = _shapes(made, mesh, ema=False)
+    return made, states.weights(like)
 
 
-def _teacher_shapes(data: Data, mesh: Mesh, workdir: Path) -> tuple[nn.Module, dict]:
-    """The teacher's model and the fields of its checkpoints, as shapes, replicated."""
+def _stored_shapes(data: Data, mesh: Mesh, workdir: Path) -> tuple[nn.Module, dict]:
+    """A run's model and the fields of its checkpoints, as shapes, replicated."""
     config = load_stored(workdir)
     model = make_model(config, data)
-    images = jnp.zeros((1, data.image_size, data.image_size, 3), jnp.float32)
+    return model, _shapes(model, mesh, config.step.ema_decay > 0)
+
+
+def _shapes(model: nn.Module, mesh: Mesh, ema: bool) -> dict:
+    """The fields of a checkpoint of `model`, as shapes, replicated."""
+    images = jnp.zeros((1, model.image_size, model.image_size, 3), jnp.float32)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
-    return model, jax.tree.map(partial(sharding.placed, sharding.replicated(mesh)),
-                               states.split(shapes, config.step.ema_decay > 0))
+    return jax.tree.map(partial(sharding.placed, sharding.replicated(mesh)),
+                        states.split(shapes, ema))

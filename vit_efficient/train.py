@@ -32,6 +32,8 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, float]:
     device.refuse_accidental_cpu()
     check_same_run(config, workdir)
     run = assemble(config)
+    for phase in run.phases.distinct():
+        run.step(phase)                                  # refuses what cannot be trained
     validation = Validation(run, "val", **config.validation)
     device.compile_cache()
     given = starts.given(run, workdir)

@@ -285,7 +285,8 @@ def training(fixture: Fixture, config: Tracked, mode: str, params: dict) -> None
         @jax.jit
         def run(weights, signal):
             given, outputs = [], []
-            fixed = {"collections": {}, "step": 0, "teacher": {"params": signal}}
+            fixed = {"collections": {}, "step": 0,
+                     "teacher": {"params": signal, "collections": {}}}
             for k, width in enumerate(widths[i]):
                 phase = Phase() if k else Phase(objective=FULL)
                 made = objective.scala(Forward(model, phase, {}), phase, teacher, **chosen)

@@ -12,7 +12,7 @@ import pytest
 
 from tests.test_interop import filled, same
 from tests.weights.hostile import HOSTILE, archive, state, tensor
-from vit_efficient import interop, start
+from vit_efficient import interop, pretrained
 from vit_efficient.weights import files, safetensors, torch_zip
 from vit_efficient.zoo import create_model
 
@@ -29,7 +29,7 @@ def tiny():
 
 
 def given(model, path, **options) -> dict:
-    return interop.to_torch(model, start.given_weights(model, str(path), **options))
+    return interop.to_torch(model, pretrained.given_weights(model, str(path), **options))
 
 
 # What is refused
@@ -41,7 +41,7 @@ def test_a_bad_file_ends_in_one_clear_error(name, tmp_path, tiny, monkeypatch):
     path = tmp_path / "weights"
     build(path)
     with pytest.raises(ValueError, match=message) as error:
-        start.given_weights(tiny[0], str(path))
+        pretrained.given_weights(tiny[0], str(path))
     assert str(error.value).startswith(f"init_from = {path}: ") and len(str(error.value)) < 4000
     assert [file.name for file in tmp_path.iterdir()] == ["weights"]
 
@@ -51,7 +51,7 @@ def test_a_bad_file_ends_in_one_clear_error(name, tmp_path, tiny, monkeypatch):
 WATCHED = """
 import os, re, sys
 from pathlib import Path
-from vit_efficient import interop, start
+from vit_efficient import interop, pretrained
 from vit_efficient.zoo import create_model
 paths = sorted(Path(sys.argv[1]).iterdir())
 model = create_model("deit", **{OPTIONS})
@@ -69,7 +69,7 @@ def watch(event, details):
 sys.addaudithook(watch)
 for path in paths:
     try:
-        start.given_weights(model, str(path))
+        pretrained.given_weights(model, str(path))
     except ValueError:
         continue
     raise SystemExit(path.name + " was read")
@@ -102,7 +102,7 @@ def test_every_half_of_a_file_is_refused(suffix, tmp_path, tiny):
     for size in [*range(1, len(data), len(data) // 50), len(data) - 1]:
         part.write_bytes(data[:size])
         with pytest.raises(ValueError):
-            start.given_weights(model, str(part))
+            pretrained.given_weights(model, str(part))
 
 
 def test_a_flipped_bit_of_a_pth_is_noticed(tmp_path, tiny):
@@ -113,7 +113,7 @@ def test_a_flipped_bit_of_a_pth_is_noticed(tmp_path, tiny):
     data[at] ^= 4
     (tmp_path / "x.pth").write_bytes(data)
     with pytest.raises(ValueError, match="damaged: Bad CRC-32"):
-        start.given_weights(model, str(tmp_path / "x.pth"))
+        pretrained.given_weights(model, str(tmp_path / "x.pth"))
 
 
 def test_random_damage_never_ends_in_another_error(tmp_path, tiny):
@@ -129,7 +129,7 @@ def test_random_damage_never_ends_in_another_error(tmp_path, tiny):
                 hurt[begin + rng.integers(2000)] = rng.integers(256)
             (tmp_path / "hurt").write_bytes(hurt)
             try:
-                start.given_weights(model, str(tmp_path / "hurt"))
+                pretrained.given_weights(model, str(tmp_path / "hurt"))
             except ValueError as error:
                 assert str(error).startswith("init_from = ")
 
@@ -138,19 +138,19 @@ def test_files_of_another_model_or_class_count_are_refused(tmp_path, tiny):
     _, state_dict = tiny
     files.write(tmp_path / "x.safetensors", state_dict)
     with pytest.raises(ValueError, match="another kind of model"):
-        start.given_weights(create_model("asvit_tiny", image_size=32),
+        pretrained.given_weights(create_model("asvit_tiny", image_size=32),
                             str(tmp_path / "x.safetensors"))
     for change, message in (({"num_classes": 5}, "head.bias: shape"),
                             ({"width": 16}, "norm.bias: shape"), ({"depth": 1}, "not expected"),
                             ({"image_size": 48}, "pos_embed: shape")):
         with pytest.raises(ValueError, match=message):
-            start.given_weights(create_model("deit", **OPTIONS | change),
+            pretrained.given_weights(create_model("deit", **OPTIONS | change),
                                 str(tmp_path / "x.safetensors"))
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path, tiny):
     with pytest.raises(ValueError, match="there is no such file"):
-        start.given_weights(tiny[0], str(tmp_path / "x.pth"))
+        pretrained.given_weights(tiny[0], str(tmp_path / "x.pth"))
 
 
 # What is read and written

@@ -34,30 +34,29 @@ def tempered_divergence(student: jax.Array, teacher: jax.Array, temperature: flo
 
 def teacher_logits(teacher: Callable, fixed: dict, images: jax.Array) -> jax.Array:
     """The teacher's outputs in evaluation mode; its weights come in `fixed`, never in a closure."""
-    collections = {name: value for name, value in fixed["teacher"].items() if name != "params"}
-    fixed = fixed | {"collections": collections}
-    return teacher(fixed["teacher"]["params"], fixed, images, None)[0]
+    weights = fixed["teacher"]
+    fixed = fixed | {"collections": weights["collections"]}
+    return teacher(weights["params"], fixed, images, None)[0]
 
 
-def require(teacher: Callable | None, name: str) -> None:
-    """Raises ValueError where the objective `name` was configured without a teacher."""
-    if teacher is None:
-        raise ValueError(f"objective.name = {name}: needs a teacher, "
-                         "set teacher.workdir to the workdir of its run")
+def lacks(teacher: Callable | None, name: str) -> str:
+    """What to say where the objective `name` was configured without a teacher, else ""."""
+    return "" if teacher else (
+        f"objective.name = {name}: needs a teacher, set teacher.workdir to the workdir of its run, "
+        "or teacher.init_from to a file and teacher.model to its name in the zoo")
 
 
 def soft_labels(forward: Callable, phase: Phase, teacher: Callable | None, *,
                 temperature: Positive = 1.0) -> Objective:
     """A teacher's soft labels alone, as SReT distills: labels are not read by the loss."""
-    require(teacher, "soft_labels")
-
     def loss(params, fixed, batch, key):
         signal = teacher_logits(teacher, fixed, batch["image"])
         logits, collections = forward(params, fixed, batch["image"], key)
         right = hits(logits, batch["label"])
         return (soft_label_loss(logits, signal, temperature),
                 Aux({"top1": (right.sum(), right.size)}, collections))
-    return Objective(jax.value_and_grad(loss, has_aux=True), one_classifier)
+    return Objective(jax.value_and_grad(loss, has_aux=True), one_classifier,
+                     lacks=lacks(teacher, "soft_labels"))
 
 
 def distilled(forward: Callable, phase: Phase, teacher: Callable | None, *,
@@ -68,8 +67,6 @@ def distilled(forward: Callable, phase: Phase, teacher: Callable | None, *,
     The term is cross-entropy with the teacher's likeliest class (`hard`) or the tempered divergence
     (`soft`), both on the second output of a distilled model.
     """
-    require(teacher, "distilled")
-
     def loss(params, fixed, batch, key):
         signal = teacher_logits(teacher, fixed, batch["image"])
         (logits, second), collections = forward(params, fixed, batch["image"], key)
@@ -80,7 +77,8 @@ def distilled(forward: Callable, phase: Phase, teacher: Callable | None, *,
         right = hits(logits, batch["label"])
         return ((1 - alpha) * base + alpha * term,
                 Aux({"top1": (right.sum(), right.size), "teacher_loss": (term, 1.0)}, collections))
-    return Objective(jax.value_and_grad(loss, has_aux=True), one_classifier)
+    return Objective(jax.value_and_grad(loss, has_aux=True), one_classifier,
+                     lacks=lacks(teacher, "distilled"))
 
 
 VARIANTS = {"soft_labels": soft_labels, "distilled": distilled}

@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vit_efficient.deit.objective import hard_label_loss, teacher_logits, tempered_divergence
+from vit_efficient.deit.objective import (hard_label_loss, lacks, teacher_logits,
+                                          tempered_divergence)
 from vit_efficient.limits import Count, Fraction, NonNegative, Positive, Rate
-from vit_efficient.objective import (Aux, Objective, accumulated, hits,
-                                     soft_targets, supervised)
+from vit_efficient.objective import (Aux, Objective, accumulated, hits, soft_targets,
+                                     supervised)
 from vit_efficient.phases import Phase
 from vit_efficient.scala.phases import FULL
 
@@ -96,8 +97,9 @@ def scala(forward: Callable, phase: Phase, teacher: Callable | None, *,
       groups: parts of the batch with widths of their own; the authors' four processes are 4.
       ratios: widths that an evaluation scores, `None` for all.
     Raises:
-      ValueError: a distilled model without a teacher or another one with a teacher; a model whose
-        widths have no granularity; `taught`, `bce` that do not go with the rest.
+      ValueError: a teacher for a model that is not distilled; a model whose widths have no
+        granularity; `taught`, `bce` that do not go with the rest. A distilled model needs a
+        teacher for training.
     """
     model = forward.model
     _check(model, teacher is not None, taught, bce, label_smoothing)
@@ -152,7 +154,7 @@ def scala(forward: Callable, phase: Phase, teacher: Callable | None, *,
         return (loss, Aux(metrics, collections)), total
 
     return Objective(accumulated(gradients, groups), partial(every_width, ratios=ratios),
-                     needs=("ratio",))
+                     needs=("ratio",), lacks=lacks(teacher, "scala") if model.distilled else "")
 
 
 def _check(model, has_teacher: bool, taught: str, bce: bool, label_smoothing: float) -> None:
@@ -162,9 +164,6 @@ def _check(model, has_teacher: bool, taught: str, bce: bool, label_smoothing: fl
         raise ValueError(f"{name}: needs a model of many widths, with the knob ratio")
     if model.granularity is None:
         raise ValueError(f"{name}: model.granularity = None leaves open which widths to train")
-    if model.distilled and not has_teacher:
-        raise ValueError(f"{name}: a distilled model needs a teacher, set teacher.workdir to the "
-                         "workdir of its run, or take a model that is not distilled")
     if has_teacher and not model.distilled:
         raise ValueError(f"{name}: a teacher needs a distilled model, this one has no second head")
     if taught == "distillation" and not model.distilled:
