@@ -182,8 +182,7 @@ def load_teacher(data: Data, mesh: Mesh, dtype: str = "float32", *, workdir: str
     if workdir:
         made, like = _stored_shapes(data, mesh, Path(workdir))
         return made, states.weights(read_weights(Path(workdir), weights, like)[1])
-    made = create_model(model, num_classes=data.num_classes, image_size=data.image_size,
-                        dtype=dtype)
+    made = _zoo_model(model, data, dtype)
     try:
         variables = given_weights(made, init_from)
     except ValueError as error:
@@ -199,10 +198,18 @@ def abstract_teacher(data: Data, mesh: Mesh, dtype: str = "float32", *, workdir:
     if workdir:
         made, like = _stored_shapes(data, mesh, Path(workdir))
     else:
-        made = create_model(model, num_classes=data.num_classes, image_size=data.image_size,
-                            dtype=dtype)
+        made = _zoo_model(model, data, dtype)
         like = _shapes(made, mesh, ema=False)
     return made, states.weights(like)
+
+
+def _zoo_model(name: str, data: Data, dtype: str) -> nn.Module:
+    """The model that `teacher.model` names."""
+    try:
+        return create_model(name, num_classes=data.num_classes, image_size=data.image_size,
+                            dtype=dtype)
+    except ValueError as error:
+        raise ValueError(str(error).replace("model.name", "teacher.model", 1)) from error
 
 
 def _stored_shapes(data: Data, mesh: Mesh, workdir: Path) -> tuple[nn.Module, dict]:
