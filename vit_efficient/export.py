@@ -2,6 +2,7 @@
 from pathlib import Path
 from typing import Any, Literal
 
+from flax import linen as nn
 import jax
 from ml_collections import ConfigDict
 
@@ -22,14 +23,9 @@ def export(config: ConfigDict, workdir: Path, *, out: str, weights: str | None =
     Returns:
       What the file says of its model. Raises ValueError where there are no such weights.
     """
-    path, workdir = Path(out).expanduser(), Path(workdir)
+    path = Path(out).expanduser()
     files.check_new(path)
-    if config.init_from and not starts.steps(workdir):
-        run = assemble(config)
-        model, variables = run.model, starts.given(run, workdir)
-        about = pretrained.describe(model, config) | {"step": 0, "kind": "raw"}
-    else:
-        model, variables, about = pretrained.stored(workdir, weights, kind)
+    model, variables, about = chosen(config, Path(workdir), weights, kind)
     state_dict = interop.to_torch(model, variables)
     if jax.process_index() == 0:
         extras = model.extras() if hasattr(model, "extras") else {}
@@ -39,3 +35,13 @@ def export(config: ConfigDict, workdir: Path, *, out: str, weights: str | None =
         print(f"{path}: {len(state_dict)} entries, {about['kind']} weights of step "
               f"{about['step']}\n{options}")
     return about
+
+
+def chosen(config: ConfigDict, workdir: Path, weights: str | None,
+           kind: str | None) -> tuple[nn.Module, dict, dict[str, Any]]:
+    """(model, its variables, what to say of them) of what `export` writes."""
+    if config.init_from and not starts.steps(workdir):
+        run = assemble(config)
+        about = pretrained.describe(run.model, config) | {"step": 0, "kind": "raw"}
+        return run.model, starts.given(run, workdir), about
+    return pretrained.stored(workdir, weights, kind)

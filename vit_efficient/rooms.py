@@ -64,20 +64,25 @@ def jobs(room: str) -> ModuleType | None:
 
 def job_names(room: str) -> list[str]:
     """The jobs that a config of `room` has: the engine's and the room's own."""
-    module = jobs(room)
-    own = vars(module).items() if module else ()
-    return [*JOBS, *(name for name, member in own if _is_job(member, module))]
+    return [*JOBS, *(name for name in _own_jobs(room) if name not in JOBS)]
 
 
 def job(name: str, room: str) -> Callable:
-    """The function `job(config, workdir, *, own flags)` called `name`, of the engine or of `room`.
+    """The function `job(config, workdir, *, own flags)` called `name`, of `room` or of the engine;
+    a room's may take the place of the engine's.
 
     Raises ValueError with the nearest name where there is none.
     """
     names = job_names(room)
     if name not in names:
         raise ValueError(f"--job={name}: no such job, {nearest(name, names)}")
-    return load(JOBS[name]) if name in JOBS else getattr(jobs(room), name)
+    return _own_jobs(room).get(name) or load(JOBS[name])
+
+
+def _own_jobs(room: str) -> dict[str, Callable]:
+    module = jobs(room)
+    return {name: member for name, member in vars(module).items()
+            if _is_job(member, module)} if module else {}
 
 
 def _rooms() -> list[str]:

@@ -4,6 +4,7 @@ arXiv 2412.04786 and the authors' code, github.com/BeSpontaneous/Scala-pytorch. 
 DeiT's; `ratio` cuts the first or the last channels of every tensor, and the cut tensors are a
 narrow DeiT.
 """
+from collections.abc import Callable
 from dataclasses import fields
 from functools import lru_cache, partial
 from typing import ClassVar, Literal
@@ -152,6 +153,19 @@ def standalone(model: Scala, variables: dict, ratio: float) -> tuple[DeiT, dict]
     scales[:net.width] = (net.width / model.width) ** 0.5
     params = {path: array * scales if "qkv" in path else array for path, array in params.items()}
     return net.clone(scale=None), {"params": traverse_util.unflatten_dict(params)}
+
+
+def predictor(model: Scala, variables: dict) -> Callable:
+    """`predict(images, ratio=None) -> probabilities` float32 [B, K] of images [B, S, S, 3],
+    normalised: one set of weights, at whatever width of `model.ratios` is asked for, by default the
+    widest. Each width is compiled once."""
+    @partial(jax.jit, static_argnames="ratio")
+    def at(variables: dict, images: jax.Array, ratio: float) -> jax.Array:
+        return jax.nn.softmax(model.apply(variables, images, ratio=ratio))
+
+    def predict(images: jax.Array, ratio: float | None = None) -> jax.Array:
+        return at(variables, images, model.width_ratio(ratio))
+    return predict
 
 
 def scala(num_classes: int = 1000, image_size: int = 224, dtype: str = "float32", *,

@@ -1,0 +1,109 @@
+"""Every width evaluated, one of them exported: by the real jobs on a small run."""
+import csv
+
+import jax
+import numpy as np
+import pytest
+
+import vit_efficient
+from vit_efficient import interop, rooms
+from vit_efficient.pretrained import given_weights
+from vit_efficient.scala.jobs import evaluate, export
+from vit_efficient.scala.models import predictor
+from vit_efficient.train import train
+from vit_efficient.weights import files
+from vit_efficient.zoo import create_model
+
+SMALL = {"epochs": 2.0, "model.width": 32, "model.depth": 1, "model.num_heads": 2,
+         "phases.full_epochs": 1.0, "optim.warmup_epochs": 0.0, "validation.every_epochs": 2.0}
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A run of two epochs, of which the first trains the full net alone."""
+    folder = tmp_path_factory.mktemp("scala") / "run"
+    scores = train(vit_efficient.config("scala:digits", SMALL), folder)
+    assert {f"top1_width{ratio:g}" for ratio in (0.25, 0.5, 0.75, 1.0)} <= scores.keys()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config():
+    return vit_efficient.config("scala:digits", SMALL)
+
+
+def test_the_room_has_its_own_evaluation_and_export():
+    assert rooms.job("evaluate", "scala") is evaluate and rooms.job("export", "scala") is export
+    assert rooms.job("evaluate", "deit") is not evaluate
+    assert rooms.job_names("scala") == list(rooms.JOBS)
+
+
+def test_every_width_is_a_row(workdir, config, capsys):
+    rows = evaluate(config, workdir, rounds=1)
+    assert [row["ratio"] for row in rows] == [0.25, 0.5, 0.75, 1.0]
+    assert all(row["trained"] and 0 <= row["top1"] <= row["top5"] <= 1 for row in rows)
+    assert [row["channels"] for row in rows] == [8, 16, 24, 32]
+    model = create_model("scala", num_classes=10, image_size=32, width=32, depth=1, num_heads=2,
+                         patch_size=8, granularity=0.25)
+    assert [row["macs"] for row in rows] == [sum(model.macs(ratio=r).values())
+                                             for r in model.ratios]
+    assert "never trained" not in capsys.readouterr().out
+    with open(workdir / "widths.csv", encoding="utf-8") as file:
+        stored = list(csv.DictReader(file))
+    assert [float(row["top1"]) for row in stored] == [row["top1"] for row in rows]
+    assert (workdir / "widths.png").stat().st_size > 10_000
+
+
+def test_a_width_that_was_not_trained_is_marked_and_another_one_refused(workdir, config, tmp_path,
+                                                                        capsys):
+    rows = evaluate(config, workdir, ratios=(0.625, 1.0), rounds=1, out=str(tmp_path / "x.csv"))
+    assert [row["trained"] for row in rows] == [False, True]
+    assert "0.625*" in capsys.readouterr().out and (tmp_path / "x.png").exists()
+    with pytest.raises(ValueError, match="multiples of 1/16; the nearest is 0.3125"):
+        evaluate(config, workdir, ratios=(0.3,), rounds=1)
+
+
+def test_a_model_that_was_trained_at_one_width_says_so(workdir, tmp_path):
+    config = vit_efficient.config("scala:digits", SMALL | {"objective.name": "separate"})
+    rows = evaluate(config, workdir, ratios=(0.5, 1.0), rounds=1, out=str(tmp_path / "x.csv"))
+    assert [row["trained"] for row in rows] == [False, True]
+
+
+@pytest.mark.parametrize("ratio", [0.25, 0.5])
+def test_a_width_is_exported_as_a_deit(workdir, config, tmp_path, ratio, capsys):
+    """Its logits, as a DeiT with the ordinary scale, are those of the full model at that width."""
+    path = tmp_path / "narrow.safetensors"
+    about = export(config, workdir, out=str(path), ratio=ratio)
+    width = round(32 * ratio)
+    assert about["timm"] == {"embed_dim": width, "num_heads": 2, "layer_norm_eps": 1e-5}
+    assert float(capsys.readouterr().out.split("within ")[1].split()[0]) < 1e-5
+    model = create_model("scala", num_classes=10, image_size=32, width=32, depth=1, num_heads=2,
+                         patch_size=8, granularity=0.25)
+    net = create_model("deit", num_classes=10, image_size=32, width=width, depth=1, num_heads=2,
+                       patch_size=8).clone(epsilon=1e-5)
+    narrow = interop.from_torch(net, files.state_dict(files.read(path)))
+    images = np.random.default_rng(0).normal(size=(3, 32, 32, 3)).astype(np.float32)
+    predict = predictor(model, given_weights(model, str(workdir)))
+    np.testing.assert_allclose(jax.nn.softmax(net.apply(narrow, images)),
+                               predict(images, ratio=ratio), atol=1e-5)
+    assert not np.allclose(predict(images), predict(images, ratio=ratio), atol=1e-3)
+    with pytest.raises(ValueError, match="the widths are 0.25, 0.5, 0.75, 1;"):
+        predict(images, ratio=0.6)
+
+
+def test_an_untrained_width_is_exported_only_by_force(workdir, config, tmp_path):
+    path = tmp_path / "x.pth"
+    with pytest.raises(ValueError, match="--ratio=0.625: never trained, the widths are 0.25, 0.5"):
+        export(config, workdir, out=str(path), ratio=0.625)
+    assert not path.exists()
+    export(config, workdir, out=str(path), ratio=0.625, force=True)
+    assert path.exists()
+
+
+def test_the_whole_model_is_exported_in_the_official_layout(workdir, config, tmp_path):
+    path = tmp_path / "whole.pth"
+    export(config, workdir, out=str(path))
+    model = create_model("scala", num_classes=10, image_size=32, width=32, depth=1, num_heads=2,
+                         patch_size=8, granularity=0.25)
+    jax.tree.map(np.testing.assert_array_equal, given_weights(model, str(path)),
+                 given_weights(model, str(workdir)))

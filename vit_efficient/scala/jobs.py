@@ -1,0 +1,203 @@
+"""Scala's own evaluation and export: every width of one set of weights, and one as a model of its
+own."""
+from collections.abc import Callable
+import csv
+from functools import partial
+from pathlib import Path
+import time
+from typing import Any, Literal
+
+import jax
+from ml_collections import ConfigDict
+import numpy as np
+
+from vit_efficient import device, export as exports, interop, pretrained, start as starts, summary
+from vit_efficient import state as states
+from vit_efficient.evaluate import Validation
+from vit_efficient.limits import Count, Fraction
+from vit_efficient.run import Run, assemble
+from vit_efficient.scala.models import Scala, standalone
+from vit_efficient.weights import files
+
+
+def evaluate(config: ConfigDict, workdir: Path, *, ratios: tuple[Fraction, ...] | None = None,
+             split: Literal["train", "val"] = "val", weights: str = "best", rounds: Count = 5,
+             out: str = "") -> list[dict[str, Any]]:
+    """Scores a checkpoint of `workdir`, or where it has none the weights of `init_from`, at many
+    widths; prints a table, returns its rows, stores it as CSV and draws it.
+
+    Args:
+      ratios: widths, by default all that the model is trained at; others that leave each head
+        whole channels are scored too and marked as untrained.
+      split, weights: as in every evaluation.
+      rounds: measurements of a batch's time at each width, in turns; their median counts.
+      out: the CSV file, a picture with the same stem beside it; by default WORKDIR/widths.csv.
+    Raises:
+      ValueError: a width that the model cannot have, with those that it can; no such checkpoint.
+    """
+    device.refuse_accidental_cpu()
+    model = assemble(_evaluating(config, None)).model
+    widths = tuple(model.width_ratio(ratio) for ratio in ratios) if ratios else _trained(config,
+                                                                                        model)
+    run = assemble(_evaluating(config, widths))
+    device.compile_cache()
+    step, fields = starts.weights(run, Path(workdir), weights)
+    values = Validation(run, split, **config.validation)(fields, step)
+    seconds = _seconds(run, states.weights(fields), widths, rounds)
+    trained = _trained(config, model)
+    rows = []
+    for ratio in widths:
+        net, end = model.subnet(ratio), f"_width{ratio:g}"
+        found = {name.removesuffix(end): value for name, value in values.items()
+                 if name.endswith(end)}
+        rows.append({
+            "ratio": ratio, "trained": ratio in trained, "channels": net.width,
+            "parameters": summary.parameters(interop.shapes(net)["params"]),
+            "macs": sum(net.macs().values()), "flops": model.flops(ratio=ratio), **found,
+            "images_per_second": run.config.batch_size / seconds[ratio]})
+    if jax.process_index() == 0:
+        print(f"{config.model.name}, step {step}, {len(getattr(run.data, split))} images of "
+              f"{split}\n{table(rows)}")
+        _store(rows, Path(out or Path(workdir) / "widths.csv"), config.model.name)
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows of `evaluate` as text; widths that were not trained have a star."""
+    scores = [name for name in rows[0] if name.startswith("top")]
+    lines = [f"{'width':>8}{'channels':>10}{'parameters':>13}{'GMACs':>10}{'GFLOPs':>10}"
+             + "".join(f"{name.replace('top', 'top-').replace('_', ' '):>11}" for name in scores)
+             + f"{'images/s':>11}"]
+    for row in rows:
+        lines.append(
+            f"{row['ratio']:>7g}{' ' if row['trained'] else '*'}{row['channels']:>10}"
+            f"{row['parameters']:>13,}{row['macs'] / 1e9:>10.4g}{row['flops'] / 1e9:>10.4g}"
+            + "".join(f"{100 * row[name]:>9.1f} %" for name in scores)
+            + f"{row['images_per_second']:>11.1f}")
+    if not all(row["trained"] for row in rows):
+        lines.append("* never trained at this width")
+    return "\n".join(lines)
+
+
+def export(config: ConfigDict, workdir: Path, *, out: str, ratio: Fraction | None = None,
+           force: bool = False, weights: str | None = None,
+           kind: Literal["raw", "ema"] | None = None) -> dict[str, Any]:
+    """Writes a checkpoint of `workdir`, or where it has none the weights of `init_from`, as the
+    authors' file; with a `ratio` that width alone, as a DeiT of its own in timm's layout.
+
+    The narrow model has the heads of the full one, norms of epsilon 1e-5, and the ordinary scale of
+    the attention, which its queries' weights bring about. Before anything is written its logits are
+    compared with those of the full model at that width, and the difference is printed.
+
+    Args:
+      out: FILE.pth or FILE.safetensors, a new file.
+      force: also where the width was never trained.
+      weights, kind: as in every export.
+    Returns:
+      What the file says of its model. Raises ValueError where there are no such weights, and for a
+      width that the model cannot have or was not trained at.
+    """
+    if ratio is None:
+        return exports.export(config, workdir, out=out, weights=weights, kind=kind)
+    path = Path(out).expanduser()
+    files.check_new(path)
+    model, variables, about = exports.chosen(config, Path(workdir), weights, kind)
+    ratio = model.clone(granularity=None).width_ratio(ratio)
+    trained = _trained(config, model)
+    if ratio not in trained and not force:
+        raise ValueError(f"--ratio={ratio:g}: never trained, the widths are "
+                         f"{', '.join(f'{width:g}' for width in trained)}; --force=true exports it "
+                         "all the same")
+    net, narrow = standalone(model.clone(granularity=None), variables, ratio)
+    difference = _difference(model.clone(granularity=None), variables, net, narrow, ratio)
+    sizes = {"embed_dim": net.width, "num_heads": net.num_heads, "layer_norm_eps": net.epsilon}
+    about = about | {"model": {
+        "name": "deit", "width": net.width, "depth": net.depth, "num_heads": net.num_heads,
+        "patch_size": net.patch_size, "distilled": net.distilled,
+        "num_classes": net.num_classes, "image_size": net.image_size}, "timm": sizes,
+        "slice_of": {"model": config.model.name, "ratio": ratio}}
+    state_dict = interop.to_torch(net, narrow)
+    if jax.process_index() == 0:
+        files.write(path, state_dict, container="model", about=about, extras={})
+        print(f"{path}: {len(state_dict)} entries, {about['kind']} weights of step "
+              f"{about['step']} at width {ratio:g}\n"
+              f"a DeiT of {', '.join(f'{key} = {value}' for key, value in sizes.items())}; its "
+              f"logits are within {difference:.1e} of the full model's at this width")
+    return about
+
+
+def _evaluating(config: ConfigDict, widths: tuple[float, ...] | None) -> ConfigDict:
+    """The config whose evaluation scores `widths`, trained or not, without a teacher."""
+    config = ConfigDict(config.to_dict())
+    config.teacher.update(dict(workdir="", init_from="", model=""))
+    config.objective = ConfigDict(dict(name="separate", label_smoothing=0.0, ratios=widths))
+    config.model.granularity = None
+    return config
+
+
+def _trained(config: ConfigDict, model: Scala) -> tuple[float, ...]:
+    """The widths that the config trains; the full one alone where its objective is another."""
+    if config.objective.name != "scala" or not config.model.granularity:
+        return (model.largest_ratio,)
+    return model.clone(granularity=config.model.granularity).ratios
+
+
+def _seconds(run: Run, weights: dict, widths: tuple[float, ...], rounds: int) -> dict[float, float]:
+    """Median seconds of a batch at each width, in turns."""
+    like = run.abstract_batch(run.config.batch_size)["image"]
+    images = jax.device_put(np.zeros(like.shape, np.float32), like.sharding)
+    variables = {"params": weights["params"], **weights["collections"]}
+    programs = {ratio: jax.jit(partial(run.model.apply, ratio=ratio)) for ratio in widths}
+    seconds: dict[float, list[float]] = {ratio: [] for ratio in widths}
+    for turn in range(rounds + 1):
+        for ratio, program in programs.items():
+            begin = time.perf_counter()
+            jax.block_until_ready(program(variables, images))
+            if turn:                                     # the first turn compiles
+                seconds[ratio].append(time.perf_counter() - begin)
+    return {ratio: float(np.median(each)) for ratio, each in seconds.items()}
+
+
+def _store(rows: list[dict[str, Any]], path: Path, name: str) -> None:
+    """The rows as CSV, and top-1 over multiply-adds and over time in a picture beside it."""
+    from matplotlib.figure import Figure
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    axes: Any = figure.subplots(1, 2, sharey=True)
+    places: dict[str, Callable] = {
+        "multiply-adds of an image, 10⁹": lambda row: row["macs"] / 1e9,
+        "milliseconds an image": lambda row: 1000 / row["images_per_second"]}
+    for axis, (label, place) in zip(axes, places.items()):
+        for i, score in enumerate(name for name in rows[0] if name.startswith("top1")):
+            # A line through the widths that were trained, the others beside it.
+            for trained, style in ((True, "o-"), (False, "o")):
+                points = [(place(row), 100 * row[score]) for row in rows
+                          if row["trained"] == trained]
+                axis.plot(*zip(*points) if points else ((), ()), style, color=f"C{i}",
+                          fillstyle="full" if trained else "none",
+                          label=("averaged weights" if score.endswith("ema") else "weights")
+                          if trained else None)
+        for row in rows:
+            axis.annotate(f"{row['ratio']:g}" + "*" * (not row["trained"]),
+                          (place(row), 100 * row["top1"]), textcoords="offset points",
+                          xytext=(4, -10), fontsize=8)
+        axis.set_xlabel(label)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("top-1, %")
+    axes[0].legend(fontsize=8)
+    figure.suptitle(f"{name} at each width")
+    figure.savefig(path.with_suffix(".png"), dpi=120)
+
+
+def _difference(model: Scala, variables: dict, net, narrow: dict, ratio: float) -> float:
+    """The largest difference of the logits of both on noise, in float32, over their deviation."""
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(2, model.image_size, model.image_size, 3)).astype(np.float32)
+    full, alone = model.clone(dtype=np.dtype("float32")), net.clone(dtype=np.dtype("float32"))
+    expected = jax.jit(partial(full.apply, ratio=ratio))(variables, images)
+    found = jax.jit(alone.apply)(narrow, images)
+    return float(np.abs(found - expected).max() / np.std(expected))
