@@ -125,3 +125,30 @@ def test_decay_groups_are_scalas():
         decayed = next(g for g in groups if g["weight_decay"] > 0)["params"]
         assert all(name.endswith(".weight") for name in decayed)
         assert "pos_embed" in plain and "cls_token" in plain
+
+
+def test_only_what_is_trained_moves():
+    """The rest keeps its bits, decays no more, and its gradients count in no norm."""
+    kernel = {"kernel": jnp.ones((2, 2))}
+    params = {"blocks_0": {"attn": kernel, "mlp": kernel}, "head": {"bias": jnp.ones(2)}}
+    length = Length(10, 10, 10)
+    options = dict(lr=0.1, clip_norm=1.0, weight_decay=0.5)
+    some = optim.make_optimizer(length, (), **options, trained=("*/attn/*", "head/*"))
+    grads = jax.tree.map(jnp.ones_like, params)
+    after, _ = optim.apply(some, grads, some.init(params), params, 3)
+    np.testing.assert_array_equal(after["blocks_0"]["mlp"]["kernel"], 1)
+    fewer = {"blocks_0": {"attn": kernel}, "head": params["head"]}
+    alone, ones = optim.make_optimizer(length, (), **options), jax.tree.map(jnp.ones_like, fewer)
+    expected, _ = optim.apply(alone, ones, alone.init(fewer), fewer, 3)
+    for part in (("blocks_0", "attn", "kernel"), ("head", "bias")):
+        mine, theirs = after, expected
+        for key in part:
+            mine, theirs = mine[key], theirs[key]
+        np.testing.assert_array_equal(mine, theirs)
+        assert not np.any(mine == 1)
+
+
+def test_a_pattern_without_a_parameter_is_refused():
+    made = optim.make_optimizer(Length(10, 10, 10), (), lr=0.1, trained=("*.attn.*",))
+    with pytest.raises(ValueError, match=r"optim.trained: no parameter matches \*.attn.\*"):
+        made.init({"head": {"bias": jnp.ones(2)}})

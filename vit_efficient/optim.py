@@ -1,7 +1,9 @@
 """AdamW with the papers' decay groups, and the learning rates that the papers used."""
 from collections.abc import Callable
+import fnmatch
 from typing import Literal, NamedTuple
 
+from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import optax
@@ -26,6 +28,21 @@ def decays(no_decay: tuple[str, ...]) -> Callable[[dict], dict]:
     def mask(params: dict) -> dict:
         return jax.tree_util.tree_map_with_path(
             lambda path, leaf: leaf.ndim > 1 and path[-1].key not in no_decay, params)
+    return mask
+
+
+def frozen(trained: tuple[str, ...]) -> Callable[[dict], dict]:
+    """Which parameters keep their values: those whose path `blocks_0/attn/qkv/kernel` no pattern of
+    `trained` matches, where `*` stands for anything. ValueError for a pattern without a match."""
+    def mask(params: dict) -> dict:
+        paths = ["/".join(path) for path in traverse_util.flatten_dict(params)]
+        for pattern in trained:
+            if not fnmatch.filter(paths, pattern):
+                raise ValueError(f"optim.trained: no parameter matches {pattern}, the paths are as "
+                                 f"{', '.join(paths[:3])} and {paths[-1]}")
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: not any(fnmatch.fnmatchcase("/".join(key.key for key in path), part)
+                                       for part in trained), params)
     return mask
 
 
@@ -105,18 +122,25 @@ def make_optimizer(length: Length, no_decay: tuple[str, ...], *, lr: Positive,
                    warmup_epochs: NonNegative = 0.0, warmup_lr: NonNegative = 0.0,
                    min_lr: NonNegative = 0.0, lag: Whole = 1, halved_epochs: Whole = 0,
                    cooldown_epochs: Whole = 0, weight_decay: NonNegative = 0.05, b1: Rate = 0.9,
-                   b2: Rate = 0.999, eps: Positive = 1e-8,
-                   clip_norm: Positive | None = None) -> Optimizer:
-    """AdamW: decay decoupled, times the learning rate; gradients clipped to a global norm first."""
+                   b2: Rate = 0.999, eps: Positive = 1e-8, clip_norm: Positive | None = None,
+                   trained: tuple[str, ...] = ()) -> Optimizer:
+    """AdamW: decay decoupled, times the learning rate; gradients clipped to a global norm first.
+
+    `trained` are patterns of the only parameters that move, as ("*/attn/*", "head/*", "pos_embed"),
+    DeiT III's fine-tuning of the attention alone; () trains all.
+    """
     rate = learning_rate(
         length, lr=lr, lr_batch=lr_batch, schedule=schedule, warmup_epochs=warmup_epochs,
         warmup_lr=warmup_lr, min_lr=min_lr, lag=lag, halved_epochs=halved_epochs,
         cooldown_epochs=cooldown_epochs)
-    transform = optax.chain(
+    adamw = optax.chain(
         optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
         optax.scale_by_adam(b1, b2, eps),
         optax.add_decayed_weights(weight_decay, decays(no_decay)))
-    return Optimizer(transform, rate)
+    if not trained:
+        return Optimizer(adamw, rate)
+    still = optax.masked(optax.set_to_zero(), frozen(trained))
+    return Optimizer(optax.chain(still, adamw, still), rate)
 
 
 def apply(optimizer: Optimizer, gradients: dict, opt_state: tuple, params: dict, step: jax.Array):
