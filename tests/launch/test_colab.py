@@ -1,4 +1,4 @@
-"""launch/colab/asvit.ipynb: stored clean, installs beside JAX, stops on an unwanted CPU, runs."""
+"""The notebooks of launch/colab: stored clean, install beside JAX, stop on an unwanted CPU, run."""
 import os
 from pathlib import Path
 import shutil
@@ -12,7 +12,7 @@ import pytest
 
 from tests.runs import ROOT, environment
 
-NOTEBOOK = ROOT / "launch" / "colab" / "asvit.ipynb"
+NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "launch" / "colab").glob("*.ipynb"))}
 # A part of what a Colab machine has.
 COLAB = {"jax": "0.7.2", "jaxlib": "0.7.2", "jax-cuda12-plugin": "0.7.2", "numpy": "2.1.3",
          "flax": "0.11.2", "optax": "0.2.8", "orbax-checkpoint": "0.12.4", "protobuf": "5.29.6",
@@ -24,7 +24,10 @@ def code_cells(notebook: nbformat.NotebookNode) -> list:
 
 
 def first_cell() -> str:
-    return code_cells(nbformat.read(NOTEBOOK, 4))[0].source
+    """The installation, in all notebooks the same."""
+    cells = {code_cells(nbformat.read(path, 4))[0].source for path in NOTEBOOKS.values()}
+    assert len(cells) == 1
+    return cells.pop()
 
 
 @pytest.fixture
@@ -38,8 +41,9 @@ def checkout(tmp_path: Path) -> Path:
     return folder
 
 
-def test_it_is_stored_without_outputs():
-    notebook = nbformat.read(NOTEBOOK, 4)
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_it_is_stored_without_outputs(name):
+    notebook = nbformat.read(NOTEBOOKS[name], 4)
     nbformat.validate(notebook)
     for cell in code_cells(notebook):
         assert not cell.outputs and cell.execution_count is None
@@ -90,15 +94,29 @@ def test_it_stops_on_an_unwanted_cpu(checkout):
     assert "only a CPU here: choose Runtime > Change runtime type" in done.stderr
 
 
-def test_it_runs_from_a_clean_kernel(checkout):
-    notebook = nbformat.read(NOTEBOOK, 4)
+def executed(name: str, checkout: Path) -> tuple[str, int]:
+    """What the notebook prints from a clean kernel, and how many pictures it shows."""
+    notebook = nbformat.read(NOTEBOOKS[name], 4)
     place = {"metadata": {"path": str(checkout)}}
     nbclient.NotebookClient(notebook, timeout=600, resources=place).execute(
         env=environment() | {"QUICK": "1"})
     outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
-    text = "".join(output.get("text", "") for output in outputs)
+    return ("".join(output.get("text", "") for output in outputs),
+            sum("image/png" in output.get("data", {}) for output in outputs))
+
+
+def test_asvit_runs_from_a_clean_kernel(checkout):
+    text, pictures = executed("asvit", checkout)
     for stride, tokens in (16, "2 x  2 =  4"), (8, "4 x  4 = 16"), (4, "8 x  8 = 64"):
         assert f"stride {stride:2},  {tokens} tokens" in text
     assert "top-1 " in text
-    assert sum("image/png" in output.get("data", {}) for output in outputs) == 2    # curves, tokens
+    assert pictures == 2                                        # curves, tokens
     assert (checkout / "runs" / "digits-quick" / "curves.png").exists()
+
+
+def test_scala_runs_from_a_clean_kernel(checkout):
+    text, pictures = executed("scala", checkout)
+    for channels, ratio in ((12, "0.25"), (24, "0.5"), (36, "0.75"), (48, "1")):
+        assert f"width {ratio:>4}: {channels:3} channels" in text
+    assert "* never trained at this width" in text and pictures == 2     # widths, the switch
+    assert (checkout / "runs" / "scala-digits-quick" / "widths.csv").exists()
