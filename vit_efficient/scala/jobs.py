@@ -169,7 +169,7 @@ def _store(rows: list[dict[str, Any]], path: Path, name: str) -> None:
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     axes: Any = figure.subplots(1, 2, sharey=True)
     places: dict[str, Callable] = {
-        "multiply-adds of an image, 10⁹": lambda row: row["macs"] / 1e9,
+        "multiply-adds of an image, millions": lambda row: row["macs"] / 1e6,
         "milliseconds an image": lambda row: 1000 / row["images_per_second"]}
     for axis, (label, place) in zip(axes, places.items()):
         for i, score in enumerate(name for name in rows[0] if name.startswith("top1")):
