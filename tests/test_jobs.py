@@ -1,11 +1,15 @@
 """The jobs that measure a config without training it: summary and benchmark."""
+import itertools
 import json
 
+import numpy as np
+from PIL import Image
 import pytest
 
 from tests.runs import small_config
 import vit_efficient
-from vit_efficient.benchmark import benchmark
+from vit_efficient.benchmark import bare_pillow, benchmark, time_input
+from vit_efficient.data import host
 from vit_efficient.run import assemble
 from vit_efficient.summary import overview, summary
 
@@ -55,5 +59,26 @@ def test_benchmark_measures_every_phase_and_the_input(tmp_path, capsys):
         assert row["with_input_images_per_second"] > 0 and 0 <= row["waiting_share"] <= 1
         assert row["temporary_bytes"] > 0
     assert result["input_images_per_second"] > 0 < result["input_images_per_second_and_core"]
+    assert result["input_over_pillow"] is None            # digits are no files
     assert "stride 16, dilation 5" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
+
+
+def test_the_input_is_measured_beside_pillow(tmp_path):
+    rng = np.random.default_rng(0)
+    for split, label in itertools.product(("train", "val"), "ab"):
+        (tmp_path / split / label).mkdir(parents=True)
+        for i in range(4):
+            picture = Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8))
+            picture.save(tmp_path / split / label / f"{i}.png")
+    found = time_input(assemble(small_config(
+        data__source="imagefolder", data__path=str(tmp_path), batch_size=8)), 2)
+    ours, pillow = (found[f"{name}_images_per_second_and_core"] for name in ("input", "pillow"))
+    assert found["input_over_pillow"] == pytest.approx(ours / pillow)
+    data = (tmp_path / "train/a/0.png").read_bytes()
+    crop = bare_pillow(data, 32, np.random.default_rng(0))
+    expected = host.train(np.asarray(Image.open(tmp_path / "train/a/0.png")), 32,
+                          np.random.default_rng(0), crop="random_resized", scale=(0.08, 1.0),
+                          ratio=(3 / 4, 4 / 3), flip=0.0, interpolation="bicubic")
+    assert crop.shape == (32, 32, 3)
+    assert np.abs(np.int32(crop) - expected).mean() < 1

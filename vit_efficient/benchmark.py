@@ -1,5 +1,6 @@
 """Speed of a run's own parts, as ratios within one process: the step of every phase, its input,
 both together, and the host's share; on demand the same step in timm."""
+import io
 import itertools
 import json
 from pathlib import Path
@@ -9,12 +10,14 @@ from typing import Any, Literal
 import jax
 from ml_collections import ConfigDict
 import numpy as np
+from PIL import Image
 
 from vit_efficient import device, sharding, state as states
 from vit_efficient.against import Timm, compare
 from vit_efficient.chips import PEAKS
 from vit_efficient.data import jpeg
 from vit_efficient.data.batches import TrainBatches, share_of
+from vit_efficient.data.host import crop_box
 from vit_efficient.data.loader import Batches, train_batches
 from vit_efficient.evaluate import make_program
 from vit_efficient.limits import Count
@@ -70,22 +73,43 @@ def time_steps(run: Run, programs: dict, rounds: int, steps: int) -> tuple[dict,
                  for times in (seconds, idle))
 
 
-def time_input(run: Run, count: int) -> dict[str, float]:
+def time_input(run: Run, count: int) -> dict[str, float | None]:
     """Images a second of the input alone, over `count` batches: as the loader prepares them, and of
-    one core, by the processor time of preparing batches one after the other."""
+    one core, by the processor time of preparing batches one after the other. Beside it, in turns,
+    as many of the same images decoded, cropped at random and resized by Pillow alone, and the ratio
+    of both; None where the source holds no files."""
     with loader(run, 0) as batches:
         next(batches)
         begin = time.perf_counter()
         done = sum(1 for _ in itertools.islice(batches, count))
         seconds = time.perf_counter() - begin
-    share = share_of(sharding.batch_sharding(run.mesh))
-    alone = TrainBatches(run.data.train, run.augment.train, run.phases, run.config.batch_size,
+    source, share = run.data.train, share_of(sharding.batch_sharding(run.mesh))
+    alone = TrainBatches(source, run.augment.train, run.phases, run.config.batch_size,
                          run.image_size, share, run.config.seed, 0)
     alone[0]
-    begin = time.process_time()
-    images = sum(len(alone[i]["label"]) for i in range(1, min(len(alone), 1 + count)))
+    files, ours, pillow, images = hasattr(source, "encoded"), 0.0, 0.0, 0
+    for i in range(min(len(alone), count)):
+        begin = time.process_time()
+        size = len(alone[i]["label"])
+        between = time.process_time()
+        for j in range(size if files else 0):
+            bare_pillow(source.encoded((images + j) % len(source)).data, run.image_size,
+                        np.random.default_rng((i, j)))
+        ours, pillow = ours + between - begin, pillow + time.process_time() - between
+        images += size
     return {"input_images_per_second": done * run.config.batch_size / seconds,
-            "input_images_per_second_and_core": images / (time.process_time() - begin)}
+            "input_images_per_second_and_core": images / ours,
+            "pillow_images_per_second_and_core": images / pillow if files else None,
+            "input_over_pillow": pillow / ours if files else None}
+
+
+def bare_pillow(data: bytes, size: int, rng: np.random.Generator) -> np.ndarray:
+    """A random resized crop [size, size, 3] by Pillow alone, nothing else done: the measure of an
+    input."""
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    top, left, height, width = crop_box(image.height, image.width, (0.08, 1.0), (3 / 4, 4 / 3), rng)
+    box = (left, top, left + width, top + height)
+    return np.asarray(image.crop(box).resize((size, size), Image.Resampling.BICUBIC))
 
 
 def time_together(run: Run, programs: dict, steps: int) -> dict[Phase, dict[str, float]]:
@@ -202,8 +226,10 @@ def table(result: dict) -> str:
             f"{100 * row['idle_share']:6.1f}%{row['flops_per_second'] / 1e9:10.0f}"
             f"{'-' if share is None else f'{100 * share:.1f}%':>7}"
             f"{row['temporary_bytes'] / 2 ** 30:10.2f}{row['compile_seconds']:11.1f}")
+    ratio = result["input_over_pillow"]
+    pillow = f", {ratio:.2f} of Pillow's bare decode + crop + resize" if ratio else ""
     lines.append(f"input alone: {result['input_images_per_second']:.0f} images/s, "
-                 f"{result['input_images_per_second_and_core']:.0f} a core (JPEG: "
+                 f"{result['input_images_per_second_and_core']:.0f} a core{pillow} (JPEG: "
                  f"{result['decoder']}); peak memory "
                  f"{result['peak_memory_bytes'] / 2 ** 30:.2f} GiB")
     return "\n".join(lines + _timm_lines(result.get("against", {})))
