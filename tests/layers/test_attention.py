@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_efficient.layers.attention import Attention, softmax
+from vit_efficient.layers.attention import Attention, attend, softmax
 
 CASES = [dict(num_heads=2), dict(num_heads=3, head_width=2), dict(num_heads=2, scale=0.7),
          dict(num_heads=1, qkv_bias=False)]
@@ -62,6 +62,39 @@ def test_the_softmax_of_bfloat16_sums_in_float32():
     assert np.std(np.float64(out).sum(-1)) < 6e-4
     (gradient,) = back(jnp.ones_like(scores))              # a constant changes nothing
     np.testing.assert_allclose(np.float32(gradient), 0, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype, atol", [(jnp.float32, 2e-6), (jnp.bfloat16, 2e-2)])
+def test_attend_and_its_gradient_are_those_of_the_formula(dtype, atol):
+    def plain(q, k, v):
+        weights = jax.nn.softmax(jnp.einsum("...qhd,...khd->...hqk", q, k))
+        return jnp.einsum("...hqk,...khd->...qhd", weights, v)
+
+    q, k, v, change = (jnp.asarray(x, dtype) for x in
+                       np.random.default_rng(0).normal(size=(4, 2, 3, 7, 2, 5)))
+    with jax.default_matmul_precision("highest"):
+        wide = [jnp.float32(x) for x in (q, k, v, change)]
+        expected, slow = jax.vjp(plain, *wide[:3])
+        slow = slow(wide[3])
+    out, back = jax.vjp(attend, q, k, v)
+    assert out.dtype == dtype
+    np.testing.assert_allclose(np.float32(out), expected, atol=atol)
+    for mine, theirs in zip(back(change), slow):
+        assert mine.dtype == dtype
+        np.testing.assert_allclose(np.float32(mine), theirs, atol=4 * atol)
+
+
+def test_dropped_weights_are_rescaled():
+    """In training with `attn_drop` the outputs scatter about those of the evaluation."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 4, 8)), jnp.float32)
+    model = Attention(2, attn_drop=0.25)
+    variables = model.init(jax.random.key(0), x)
+    keys = jax.random.split(jax.random.key(1), 4000)
+    drop = jax.jit(jax.vmap(lambda key: model.apply(variables, x, True, rngs={"dropout": key})))
+    outs = np.asarray(drop(keys))
+    assert outs.std(0).min() > 0
+    tolerance = 6 * outs.std(0).max() / len(keys) ** 0.5
+    np.testing.assert_allclose(outs.mean(0), model.apply(variables, x), atol=tolerance)
 
 
 def test_attention_in_bfloat16_stores_float32():
