@@ -38,6 +38,23 @@ def test_a_teacher_is_a_file_and_a_name(tmp_path):
             assemble(small_config(objective__name="soft_labels", **changes))
 
 
+def test_a_teacher_from_a_file_has_its_weights(tmp_path):
+    import jax
+    import numpy as np
+    from vit_efficient import interop
+    from vit_efficient.weights import files
+    from vit_efficient.zoo import create_model
+    model = create_model("asvit_tiny", num_classes=10, image_size=32)
+    variables = jax.jit(model.init)(jax.random.key(3), np.zeros((1, 32, 32, 3), np.float32))
+    path = tmp_path / "teacher.safetensors"
+    files.write(path, interop.to_torch(model, variables))
+    run = assemble(small_config(objective__name="soft_labels", teacher__model="asvit_tiny",
+                                teacher__init_from=str(path)))
+    jax.tree.map(np.testing.assert_array_equal, run.frozen()["teacher"]["params"],
+                 variables["params"])
+    assert not run.objective(run.phases.phase_at(0)).lacks and run.fingerprint()
+
+
 def test_mixing_an_odd_batch_is_refused(monkeypatch):
     monkeypatch.setattr("vit_efficient.sharding.check_batch", lambda *a: None)  # eight devices here
     with pytest.raises(ValueError, match="batch_size = 63: must be even"):
