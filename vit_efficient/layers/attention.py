@@ -62,6 +62,16 @@ def _attend_backward(kept: tuple, change: jax.Array) -> tuple[jax.Array, jax.Arr
 attend.defvjp(_attend_forward, _attend_backward)
 
 
+def attend_dropping(q: jax.Array, k: jax.Array, v: jax.Array, rate: float,
+                    train: bool) -> jax.Array:
+    """`attend` inside a module, whose training drops weights at `rate`."""
+    if not train or not rate:
+        return attend(q, k, v)
+    weights = softmax(jnp.einsum("...qhd,...khd->...hqk", q, k))            # [..., H, N, N]
+    weights = nn.Dropout(rate, deterministic=False)(weights)
+    return jnp.einsum("...hqk,...khd->...qhd", weights, v)
+
+
 class Fused(nn.Module):
     """A torch `nn.Linear` whose rows are `parts` stacked maps of heads.
 
@@ -111,13 +121,7 @@ class Attention(nn.Module):
         D, H = x.shape[-1], self.num_heads
         d = self.head_width or D // H
         q, k, v = Fused(3, H, d, self.qkv_bias, self.dtype, self.initializers, name="qkv")(x)
-        q = q * (self.scale or d ** -0.5)
-        if train and self.attn_drop:
-            weights = softmax(jnp.einsum("...qhd,...khd->...hqk", q, k))        # [..., H, N, N]
-            weights = nn.Dropout(self.attn_drop, deterministic=False)(weights)
-            out = jnp.einsum("...hqk,...khd->...qhd", weights, v)
-        else:
-            out = attend(q, k, v)
+        out = attend_dropping(q * (self.scale or d ** -0.5), k, v, self.attn_drop, train)
         out = out.reshape(*x.shape[:-1], H * d)
         kernel_init, bias_init = self.initializers(H * d)
         out = nn.Dense(D, dtype=self.dtype, kernel_init=kernel_init, bias_init=bias_init,

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_efficient.deit.models import EPSILON, SIZES, check_patches
-from vit_efficient.layers.attention import Fused, softmax
+from vit_efficient.layers.attention import Fused, attend_dropping
 from vit_efficient.layers.blocks import drop_path, linear_rates, run_blocks
 from vit_efficient.layers.mlp import Mlp
 from vit_efficient.layers.norm import LayerNorm
@@ -65,9 +65,7 @@ class Attention(nn.Module):
             made = Selector(self.token_number, name="gumbel")(x, noise, tau)
             x = x * made.weights[..., None].astype(x.dtype)
         q, k, v = Fused(3, H, d, self.qkv_bias, self.dtype, name="qkv")(x)
-        scores = jnp.einsum("bqhd,bkhd->bhqk", q * d ** -0.5, k)  # [B, H, N, N]
-        weights = nn.Dropout(self.attn_drop, deterministic=not train)(softmax(scores))
-        out = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(B, N, H * d)
+        out = attend_dropping(q * d ** -0.5, k, v, self.attn_drop, train).reshape(B, N, H * d)
         out = Projection(D, self.dtype, name="proj")(out)
         return nn.Dropout(self.drop, deterministic=not train)(out)
 
