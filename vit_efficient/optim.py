@@ -35,14 +35,14 @@ def frozen(trained: tuple[str, ...]) -> Callable[[dict], dict]:
     """Which parameters keep their values: those whose path `blocks_0/attn/qkv/kernel` no pattern of
     `trained` matches, where `*` stands for anything. ValueError for a pattern without a match."""
     def mask(params: dict) -> dict:
-        paths = ["/".join(path) for path in traverse_util.flatten_dict(params)]
-        for pattern in trained:
-            if not fnmatch.filter(paths, pattern):
+        paths = list(traverse_util.flatten_dict(params, sep="/"))
+        moving = {pattern: fnmatch.filter(paths, pattern) for pattern in trained}
+        for pattern, found in moving.items():
+            if not found:
                 raise ValueError(f"optim.trained: no parameter matches {pattern}, the paths are as "
                                  f"{', '.join(paths[:3])} and {paths[-1]}")
-        return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: not any(fnmatch.fnmatchcase("/".join(key.key for key in path), part)
-                                       for part in trained), params)
+        moved = set().union(*moving.values())
+        return traverse_util.unflatten_dict({path: path not in moved for path in paths}, sep="/")
     return mask
 
 
