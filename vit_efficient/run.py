@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vit_efficient import manifest, objective, optim, sharding, state as states, step as steps
+from vit_efficient import (interop, manifest, objective, optim, sharding, state as states,
+                           step as steps)
 from vit_efficient.checkpoint import read_weights
 from vit_efficient.config import load_stored
 from vit_efficient.data.augment import Augment, make_augment
@@ -179,10 +180,9 @@ def load_teacher(data: Data, mesh: Mesh, dtype: str = "float32", *, workdir: str
       init_from, model: in place of a workdir any weights that `init_from` may name, and which model
         of the zoo they are.
     """
+    made, like = _teacher_shapes(data, mesh, dtype, workdir, model)
     if workdir:
-        made, like = _stored_shapes(data, mesh, Path(workdir))
         return made, states.weights(read_weights(Path(workdir), weights, like)[1])
-    made = _zoo_model(model, data, dtype)
     try:
         variables = given_weights(made, init_from)
     except ValueError as error:
@@ -195,33 +195,23 @@ def abstract_teacher(data: Data, mesh: Mesh, dtype: str = "float32", *, workdir:
                      weights: str = "best", init_from: str = "",
                      model: str = "") -> tuple[nn.Module, dict]:
     """What `load_teacher` returns, with shapes and places for arrays; no weights are read."""
-    if workdir:
-        made, like = _stored_shapes(data, mesh, Path(workdir))
-    else:
-        made = _zoo_model(model, data, dtype)
-        like = _shapes(made, mesh, ema=False)
+    made, like = _teacher_shapes(data, mesh, dtype, workdir, model)
     return made, states.weights(like)
 
 
-def _zoo_model(name: str, data: Data, dtype: str) -> nn.Module:
-    """The model that `teacher.model` names."""
-    try:
-        return create_model(name, num_classes=data.num_classes, image_size=data.image_size,
-                            dtype=dtype)
-    except ValueError as error:
-        raise ValueError(str(error).replace("model.name", "teacher.model", 1)) from error
-
-
-def _stored_shapes(data: Data, mesh: Mesh, workdir: Path) -> tuple[nn.Module, dict]:
-    """A run's model and the fields of its checkpoints, as shapes, replicated."""
-    config = load_stored(workdir)
-    model = make_model(config, data)
-    return model, _shapes(model, mesh, config.step.ema_decay > 0)
-
-
-def _shapes(model: nn.Module, mesh: Mesh, ema: bool) -> dict:
-    """The fields of a checkpoint of `model`, as shapes, replicated."""
-    images = jnp.zeros((1, model.image_size, model.image_size, 3), jnp.float32)
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
-    return jax.tree.map(partial(sharding.placed, sharding.replicated(mesh)),
-                        states.split(shapes, ema))
+def _teacher_shapes(data: Data, mesh: Mesh, dtype: str, workdir: str,
+                    name: str) -> tuple[nn.Module, dict]:
+    """The model of the run in `workdir` or the zoo's `name`, and the fields of its checkpoints, as
+    shapes, replicated."""
+    ema = False
+    if workdir:
+        config = load_stored(Path(workdir))
+        model, ema = make_model(config, data), config.step.ema_decay > 0
+    else:
+        try:
+            model = create_model(name, num_classes=data.num_classes, image_size=data.image_size,
+                                 dtype=dtype)
+        except ValueError as error:
+            raise ValueError(str(error).replace("model.name", "teacher.model", 1)) from error
+    return model, jax.tree.map(partial(sharding.placed, sharding.replicated(mesh)),
+                               states.split(interop.shapes(model), ema))

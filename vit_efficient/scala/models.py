@@ -6,7 +6,7 @@ narrow DeiT.
 """
 from collections.abc import Callable
 from dataclasses import fields
-from functools import lru_cache, partial
+from functools import partial
 from typing import ClassVar, Literal
 
 from flax import traverse_util
@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_efficient import interop
 from vit_efficient.deit.models import SIZES, DeiT, check_heads, check_patches
 from vit_efficient.limits import Count, Fraction, Positive, Rate
 
@@ -84,10 +85,11 @@ class Scala(DeiT):
 
     def sliced(self, params: dict, ratio: float | None = None) -> dict:
         """The cut of width `ratio` through every array of `params`, jax or numpy."""
-        ratio, shapes = self.width_ratio(ratio), _shapes(self.subnet(ratio))
+        ratio = self.width_ratio(ratio)
+        shapes = traverse_util.flatten_dict(interop.shapes(self.subnet(ratio))["params"])
         slices = {}
         for path, array in traverse_util.flatten_dict(params).items():
-            first, shape = self._takes_first(path[0], ratio), shapes[path]
+            first, shape = self._takes_first(path[0], ratio), shapes[path].shape
             if "qkv" in path and self.qkv_slice == "each":
                 parts = array.reshape(*array.shape[:-1], 3, array.shape[-1] // 3)
                 slices[path] = cut(parts, (*shape[:-1], 3, shape[-1] // 3), first).reshape(shape)
@@ -129,14 +131,6 @@ class Scala(DeiT):
         tokens = (self.image_size // self.patch_size) ** 2 + self.prefix
         norms = 2 * self.depth * tokens + (1 if self.global_pool == "avg" else tokens)
         return sum(net.macs().values()) + 5 * norms * net.width
-
-
-@lru_cache
-def _shapes(net: DeiT) -> dict[tuple[str, ...], tuple[int, ...]]:
-    images = jax.ShapeDtypeStruct((1, net.image_size, net.image_size, 3), jnp.float32)
-    variables = jax.eval_shape(partial(net.init, train=False), jax.random.key(0), images)
-    return {path: array.shape
-            for path, array in traverse_util.flatten_dict(variables["params"]).items()}
 
 
 def standalone(model: Scala, variables: dict, ratio: float) -> tuple[DeiT, dict]:
