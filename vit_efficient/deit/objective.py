@@ -32,6 +32,13 @@ def tempered_divergence(student: jax.Array, teacher: jax.Array, temperature: flo
     return (jnp.exp(teacher) * (teacher - student)).sum() * temperature ** 2 / student.size
 
 
+def head_loss(kind: str, student: jax.Array, teacher: jax.Array, temperature: float) -> jax.Array:
+    """What a distilled model's second head minimises: "hard" or "soft" (`tempered_divergence`)."""
+    if kind == "hard":
+        return hard_label_loss(student, teacher)
+    return tempered_divergence(student, teacher, temperature)
+
+
 def teacher_logits(teacher: Callable, fixed: dict, images: jax.Array) -> jax.Array:
     """The teacher's outputs in evaluation mode; its weights come in `fixed`, never in a closure."""
     weights = fixed["teacher"]
@@ -72,8 +79,7 @@ def distilled(forward: Callable, phase: Phase, teacher: Callable | None, *,
         (logits, second), collections = forward(params, fixed, batch["image"], key)
         target = soft_targets(batch["label"], logits.shape[-1], label_smoothing)
         base = optax.softmax_cross_entropy(logits, target).mean()
-        term = (hard_label_loss(second, signal) if kind == "hard"
-                else tempered_divergence(second, signal, temperature))
+        term = head_loss(kind, second, signal, temperature)
         right = hits(logits, batch["label"])
         return ((1 - alpha) * base + alpha * term,
                 Aux({"top1": (right.sum(), right.size), "teacher_loss": (term, 1.0)}, collections))

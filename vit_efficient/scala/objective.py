@@ -5,14 +5,13 @@ channels a width takes, is the model's (models.py).
 """
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from vit_efficient.deit.objective import (hard_label_loss, lacks, teacher_logits,
-                                          tempered_divergence)
+from vit_efficient.deit.objective import hard_label_loss, head_loss, lacks, teacher_logits
 from vit_efficient.limits import Count, Fraction, NonNegative, Positive, Rate
 from vit_efficient.objective import (Aux, Objective, accumulated, hits, soft_targets,
                                      supervised)
@@ -47,6 +46,76 @@ def divergence(student: jax.Array, teacher: jax.Array) -> jax.Array:
     """Mean over B of sum_k p_t (log p_t - log p_s), without a temperature; [B, K] each."""
     student, teacher = jax.nn.log_softmax(student), jax.nn.log_softmax(teacher)
     return optax.losses.kl_divergence_with_log_targets(student, teacher).mean()
+
+
+def targets(label: jax.Array, *, num_classes: int, smoothing: float,
+            bce: bool) -> tuple[jax.Array, jax.Array]:
+    """float32 [B, K] for the full net and for the narrower ones, of whom unmixed labels are not
+    smoothed; with `bce` every class above 0 is a label."""
+    target = soft_targets(label, num_classes, smoothing)
+    if bce:
+        target = (target > 0).astype(jnp.float32)
+    elif label.ndim == 1:
+        return target, soft_targets(label, num_classes, 0.0)
+    return target, target
+
+
+def full_loss(forward: Callable, teacher: Callable | None, params: dict, fixed: dict,
+              images: jax.Array, target: jax.Array, key: jax.Array, *, bce: bool, alpha: float,
+              term: Callable) -> tuple[jax.Array, tuple]:
+    """`(loss, (heads, collections))` of the full net: the labels', and as DeiT's the external
+    teacher's where the model is distilled."""
+    model = forward.model
+    outputs, collections = forward(params, fixed, images, key, ratio=model.largest_ratio)
+    heads = outputs if model.distilled else (outputs,)
+    base = (optax.sigmoid_binary_cross_entropy(heads[0], target).mean(-1) if bce
+            else optax.softmax_cross_entropy(heads[0], target)).mean()
+    if model.distilled:
+        base = (1 - alpha) * base + alpha * term(heads[1], teacher_logits(teacher, fixed, images))
+    return base, (heads, collections)
+
+
+def narrow_loss(forward: Callable, ratio: float, head: int, params: dict, fixed: dict,
+                images: jax.Array, teaching: jax.Array, target: jax.Array, key: jax.Array, *,
+                passed: Callable, ce_weight: float) -> tuple[jax.Array, tuple]:
+    """`(loss, (its cross-entropy, logits of the head that nets pass on))` at width `ratio`."""
+    outputs, _ = forward(params, fixed, images, key, ratio=ratio)
+    heads = outputs if forward.model.distilled else (outputs,)
+    ce = ce_weight * optax.softmax_cross_entropy(heads[0], target).mean()
+    return passed(heads[head], teaching) + ce, (ce, heads[head])
+
+
+class Nets(NamedTuple):
+    """The nets of a step: their losses, the widths to draw from (none: the full net alone), the
+    head that they pass on, whose labels the narrower ones learn and who teaches them."""
+    full: Callable
+    narrow: Callable
+    targets: Callable
+    ratios: tuple[float, ...]
+    head: int
+    labels: str
+    transfer: str
+
+    def gradients(self, params: dict, fixed: dict, batch: dict, key: jax.Array):
+        """An objective's gradients: those of all nets, added up."""
+        for_widths, for_full, *for_nets = jax.random.split(key, 5)
+        images, (target, narrow_target) = batch["image"], self.targets(batch["label"])
+        (loss, (heads, collections)), total = jax.value_and_grad(self.full, has_aux=True)(
+            params, fixed, images, target, for_full)
+        right = hits(heads[0], batch["label"])
+        metrics = {"top1": (right.sum(), right.size), "loss_full": (loss, 1.0)}
+        if self.labels == "full":
+            narrow_target = soft_targets(heads[0].argmax(-1), target.shape[-1], 0.0)
+        teaching, nets = heads[self.head], draw(for_widths, len(self.ratios)) if self.ratios else {}
+        for (name, (places, chosen)), own in zip(nets.items(), for_nets):
+            branches = [jax.value_and_grad(partial(self.narrow, self.ratios[i], self.head),
+                                           has_aux=True) for i in places]
+            (value, (ce, logits)), grads = jax.lax.switch(
+                chosen, branches, params, fixed, images, teaching, narrow_target, own)
+            loss, total = loss + value, jax.tree.map(jnp.add, total, grads)
+            metrics |= {f"loss_{name}": (value, 1.0), f"loss_{name}_ce": (ce, 1.0)}
+            teaching = logits if self.transfer == "progressive" else teaching
+        return (loss, Aux(metrics, collections)), total
 
 
 def every_width(forward: Callable, params: dict, fixed: dict, images: jax.Array,
@@ -103,57 +172,15 @@ def scala(forward: Callable, phase: Phase, teacher: Callable | None, *,
     """
     model = forward.model
     _check(model, teacher is not None, taught, bce, label_smoothing)
-    head = 1 if model.distilled and taught == "distillation" else 0
-
-    def full(params, fixed, batch, signal, target, key):
-        outputs, collections = forward(params, fixed, batch["image"], key,
-                                       ratio=model.largest_ratio)
-        heads = outputs if model.distilled else (outputs,)
-        base = (optax.sigmoid_binary_cross_entropy(heads[0], target).mean(-1) if bce
-                else optax.softmax_cross_entropy(heads[0], target)).mean()
-        if not model.distilled:
-            return base, (heads, collections)
-        term = (hard_label_loss(heads[1], signal) if distillation == "hard"
-                else tempered_divergence(heads[1], signal, temperature))
-        return (1 - alpha) * base + alpha * term, (heads, collections)
-
-    def narrow(ratio, params, fixed, images, teaching, target, key):
-        outputs, _ = forward(params, fixed, images, key, ratio=ratio)
-        heads = outputs if model.distilled else (outputs,)
-        passed = divergence if kind == "soft" else hard_label_loss
-        ce = ce_weight * optax.softmax_cross_entropy(heads[0], target).mean()
-        return passed(heads[head], teaching) + ce, (ce, heads[head])
-
-    def gradients(params, fixed, batch, key):
-        for_widths, for_full, *for_nets = jax.random.split(key, 5)
-        label, images, signal = batch["label"], batch["image"], None
-        if model.distilled:
-            signal = teacher_logits(teacher, fixed, images)
-        target = soft_targets(label, model.num_classes, label_smoothing)
-        if bce:
-            target = (target > 0).astype(jnp.float32)
-        (loss, (heads, collections)), total = jax.value_and_grad(full, has_aux=True)(
-            params, fixed, batch, signal, target, for_full)
-        right = hits(heads[0], label)
-        metrics = {"top1": (right.sum(), right.size), "loss_full": (loss, 1.0)}
-        if label.ndim == 1 and not bce:             # unmixed labels stay sharp for narrower nets
-            target = soft_targets(label, model.num_classes, 0.0)
-        if labels == "full":
-            target = soft_targets(heads[0].argmax(-1), model.num_classes, 0.0)
-        nets = {} if phase.objective == FULL else draw(for_widths, len(model.ratios))
-        teaching = heads[head]
-        for (name, (places, chosen)), own in zip(nets.items(), for_nets):
-            branches = [jax.value_and_grad(partial(narrow, model.ratios[i]), has_aux=True)
-                        for i in places]
-            (value, (ce, logits)), grads = jax.lax.switch(
-                chosen, branches, params, fixed, images, teaching, target, own)
-            total = jax.tree.map(jnp.add, total, grads)
-            loss += value
-            metrics |= {f"loss_{name}": (value, 1.0), f"loss_{name}_ce": (ce, 1.0)}
-            teaching = logits if transfer == "progressive" else teaching
-        return (loss, Aux(metrics, collections)), total
-
-    return Objective(accumulated(gradients, groups), partial(every_width, ratios=ratios),
+    nets = Nets(
+        full=partial(full_loss, forward, teacher, bce=bce, alpha=alpha,
+                     term=partial(head_loss, distillation, temperature=temperature)),
+        narrow=partial(narrow_loss, forward, ce_weight=ce_weight,
+                       passed=divergence if kind == "soft" else hard_label_loss),
+        targets=partial(targets, num_classes=model.num_classes, smoothing=label_smoothing, bce=bce),
+        ratios=() if phase.objective == FULL else model.ratios,
+        head=int(model.distilled and taught == "distillation"), labels=labels, transfer=transfer)
+    return Objective(accumulated(nets.gradients, groups), partial(every_width, ratios=ratios),
                      needs=("ratio",), lacks=lacks(teacher, "scala") if model.distilled else "")
 
 
