@@ -11,13 +11,14 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from vit_efficient import device, export as exports, interop, pretrained, start as starts, summary
-from vit_efficient import state as states
+from vit_efficient import (device, export as exports, interop, start as starts, state as states,
+                           summary)
 from vit_efficient.evaluate import Validation
 from vit_efficient.limits import Count, Fraction
 from vit_efficient.run import Run, assemble
 from vit_efficient.scala.models import Scala, standalone
 from vit_efficient.weights import files
+from vit_efficient.zoo import create_model
 
 
 def evaluate(config: ConfigDict, workdir: Path, *, ratios: tuple[Fraction, ...] | None = None,
@@ -36,15 +37,16 @@ def evaluate(config: ConfigDict, workdir: Path, *, ratios: tuple[Fraction, ...] 
       ValueError: a width that the model cannot have, with those that it can; no such checkpoint.
     """
     device.refuse_accidental_cpu()
-    model = assemble(_evaluating(config, None)).model
-    widths = tuple(model.width_ratio(ratio) for ratio in ratios) if ratios else _trained(config,
-                                                                                        model)
+    free = create_model(image_size=config.data.image_size,
+                        **{**config.model, "granularity": None})
+    trained = _trained(config, free)
+    widths = tuple(map(free.width_ratio, ratios)) if ratios else trained
     run = assemble(_evaluating(config, widths))
+    model = run.model
     device.compile_cache()
     step, fields = starts.weights(run, Path(workdir), weights)
     values = Validation(run, split, **config.validation)(fields, step)
     seconds = _seconds(run, states.weights(fields), widths, rounds)
-    trained = _trained(config, model)
     rows = []
     for ratio in widths:
         net, end = model.subnet(ratio), f"_width{ratio:g}"
@@ -102,14 +104,14 @@ def export(config: ConfigDict, workdir: Path, *, out: str, ratio: Fraction | Non
     path = Path(out).expanduser()
     files.check_new(path)
     model, variables, about = exports.chosen(config, Path(workdir), weights, kind)
-    ratio = model.clone(granularity=None).width_ratio(ratio)
-    trained = _trained(config, model)
+    free, trained = model.clone(granularity=None), _trained(config, model)
+    ratio = free.width_ratio(ratio)
     if ratio not in trained and not force:
         raise ValueError(f"--ratio={ratio:g}: never trained, the widths are "
                          f"{', '.join(f'{width:g}' for width in trained)}; --force=true exports it "
                          "all the same")
-    net, narrow = standalone(model.clone(granularity=None), variables, ratio)
-    difference = _difference(model.clone(granularity=None), variables, net, narrow, ratio)
+    net, narrow = standalone(free, variables, ratio)
+    difference = _difference(free, variables, net, narrow, ratio)
     sizes = {"embed_dim": net.width, "num_heads": net.num_heads, "layer_norm_eps": net.epsilon}
     about = about | {"model": {
         "name": "deit", "width": net.width, "depth": net.depth, "num_heads": net.num_heads,
@@ -126,7 +128,7 @@ def export(config: ConfigDict, workdir: Path, *, out: str, ratio: Fraction | Non
     return about
 
 
-def _evaluating(config: ConfigDict, widths: tuple[float, ...] | None) -> ConfigDict:
+def _evaluating(config: ConfigDict, widths: tuple[float, ...]) -> ConfigDict:
     """The config whose evaluation scores `widths`, trained or not, without a teacher."""
     config = ConfigDict(config.to_dict())
     config.teacher.update(dict(workdir="", init_from="", model=""))
