@@ -12,13 +12,16 @@ Expected top-1 at widths 0.25, 0.5, 0.75, 1 (the authors' numbers): S with 13 wi
 Words: small | base, the number of widths (25 | 13 | 7 | 4), imagenet | digits, tfds=NAME (by
 default imagenet2012), imagefolder=PATH (a folder with train|val/<class>/*.jpg), arrayrecord=PATH
 (what --job=prepare makes), teacher=FILE (a DeiT of the same size: deit_small.pth, deit_base.pth;
-training needs it, except on digits).
+training needs it, except on digits), separate=RATIO (the paper's comparison: the net of that width
+alone, a plain DeiT with as many heads, taught by the labels).
 """
 from typing import Literal
 
 from ml_collections import ConfigDict
 
 from vit_efficient.data.sources import IMAGENET, named_images
+from vit_efficient.deit.models import SIZES
+from vit_efficient.limits import Fraction
 
 GRANULARITY = {25: 0.03125, 13: 0.0625, 7: 0.125, 4: 0.25}
 # Epochs, batch, learning rate of 512 images, epochs of warm-up, magnitude of RandAugment: the
@@ -29,7 +32,7 @@ RECIPES = {"small": (100.0, 1024, 2e-3, 3.0, 1.0), "base": (300.0, 512, 1e-3, 5.
 def get_config(size: Literal["small", "base"] = "small", widths: Literal[25, 13, 7, 4] = 13,
                data: Literal["imagenet", "digits"] = "imagenet", *, tfds: str | None = None,
                imagefolder: str | None = None, arrayrecord: str | None = None,
-               teacher: str | None = None) -> ConfigDict:
+               teacher: str | None = None, separate: Fraction | None = None) -> ConfigDict:
     """The widths and the optimiser of the authors' commands; `digits` changes what a tiny model
     without a teacher asks for."""
     epochs, batch_size, lr, warmup, magnitude = RECIPES[size]
@@ -63,4 +66,10 @@ def get_config(size: Literal["small", "base"] = "small", widths: Literal[25, 13,
             step=dict(ema_decay=0.99),
             validation=dict(every_epochs=10.0),
             checkpoint=dict(every_epochs=10.0)))
+    if separate is not None:
+        full = config.model.get("width") or SIZES[size][0]
+        config.model.update(dict(name=config.model.name.replace("_distilled", ""),
+                                 width=round(separate * full), granularity=None))
+        config.objective = dict(name="separate", label_smoothing=0.1, ratios=(1.0,))
+        del config.phases
     return config
