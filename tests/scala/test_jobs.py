@@ -1,5 +1,6 @@
 """Every width evaluated, one of them exported: by the real jobs on a small run."""
 import csv
+import json
 
 import jax
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 import vit_efficient
 from vit_efficient import interop, rooms
 from vit_efficient.pretrained import given_weights
-from vit_efficient.scala.jobs import evaluate, export
+from vit_efficient.scala import timing
+from vit_efficient.scala.jobs import benchmark, evaluate, export
 from vit_efficient.scala.models import predictor
 from vit_efficient.train import train
 from vit_efficient.weights import files
@@ -32,8 +34,9 @@ def config():
     return vit_efficient.config("scala:digits", SMALL)
 
 
-def test_the_room_has_its_own_evaluation_and_export():
+def test_the_room_has_its_own_jobs():
     assert rooms.job("evaluate", "scala") is evaluate and rooms.job("export", "scala") is export
+    assert rooms.job("benchmark", "scala") is benchmark
     assert rooms.job("evaluate", "deit") is not evaluate
     assert rooms.job_names("scala") == list(rooms.JOBS)
 
@@ -107,3 +110,24 @@ def test_the_whole_model_is_exported_in_the_official_layout(workdir, config, tmp
                          patch_size=8, granularity=0.25)
     jax.tree.map(np.testing.assert_array_equal, given_weights(model, str(path)),
                  given_weights(model, str(workdir)))
+
+
+def test_the_benchmark_compares_the_widths_and_the_nets_of_a_step(config, tmp_path, capsys):
+    result = benchmark(config, tmp_path / "run", rounds=1, steps=1, input_batches=1,
+                       out=str(tmp_path / "speed.json"))
+    assert list(result["widths"]) == ["0.25", "0.5", "0.75", "1"]
+    shares = [row["relative_macs"] for row in result["widths"].values()]
+    assert shares == sorted(shares) and shares[-1] == result["widths"]["1"]["relative_time"] == 1
+    nets = result["nets"]
+    assert nets["least"] == nets["ratio"] == nets["largest"]        # of one round
+    assert np.isclose(nets["ratio"], nets["seconds"] / nets["deit_seconds"])
+    assert "of plain DeiTs' of the same widths" in capsys.readouterr().out
+    assert json.loads((tmp_path / "speed.json").read_text())["nets"] == nets
+
+
+def test_times_are_of_the_rounds_after_the_first():
+    clock, calls = iter(range(100)), []
+    programs = {name: lambda name=name: calls.append(name) for name in "ab"}
+    seconds = timing.in_turns(programs, rounds=2, steps=3, clock=lambda: next(clock))
+    assert seconds == {"a": [1 / 3, 1 / 3], "b": [1 / 3, 1 / 3]}
+    assert "".join(calls) == "ab" + 2 * "aaabbb"

@@ -1,21 +1,22 @@
-"""Scala's own evaluation and export: every width of one set of weights, and one as a model of its
-own."""
+"""Scala's own jobs: an evaluation of every width of one set of weights, an export of one as a model
+of its own, a benchmark of them all."""
 from collections.abc import Callable
 import csv
 from functools import partial
+import json
 from pathlib import Path
-import time
 from typing import Any, Literal
 
 import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from vit_efficient import (device, export as exports, interop, start as starts, state as states,
-                           summary)
+from vit_efficient import (benchmark as benchmarks, device, export as exports, interop,
+                           start as starts, state as states, summary)
 from vit_efficient.evaluate import Validation
 from vit_efficient.limits import Count, Fraction
-from vit_efficient.run import Run, assemble
+from vit_efficient.run import assemble
+from vit_efficient.scala import timing
 from vit_efficient.scala.models import Scala, standalone
 from vit_efficient.weights import files
 from vit_efficient.zoo import create_model
@@ -46,7 +47,9 @@ def evaluate(config: ConfigDict, workdir: Path, *, ratios: tuple[Fraction, ...] 
     device.compile_cache()
     step, fields = starts.weights(run, Path(workdir), weights)
     values = Validation(run, split, **config.validation)(fields, step)
-    seconds = _seconds(run, states.weights(fields), widths, rounds)
+    chosen = states.weights(fields)
+    seconds = timing.in_turns(timing.forward_passes(run, {"params": chosen["params"], **chosen["collections"]},
+                                      widths), rounds)
     rows = []
     for ratio in widths:
         net, end = model.subnet(ratio), f"_width{ratio:g}"
@@ -56,7 +59,7 @@ def evaluate(config: ConfigDict, workdir: Path, *, ratios: tuple[Fraction, ...] 
             "ratio": ratio, "trained": ratio in trained, "channels": net.width,
             "parameters": summary.parameters(interop.shapes(net)["params"]),
             "macs": sum(net.macs().values()), "flops": model.flops(ratio=ratio), **found,
-            "images_per_second": run.config.batch_size / seconds[ratio]})
+            "images_per_second": run.config.batch_size / float(np.median(seconds[ratio]))})
     if jax.process_index() == 0:
         print(f"{config.model.name}, step {step}, {len(getattr(run.data, split))} images of "
               f"{split}\n{table(rows)}")
@@ -128,6 +131,24 @@ def export(config: ConfigDict, workdir: Path, *, out: str, ratio: Fraction | Non
     return about
 
 
+def benchmark(config: ConfigDict, workdir: Path, *, rounds: Count = 5, steps: Count = 10,
+              input_batches: Count = 20, against: Literal["timm"] | None = None,
+              out: str = "") -> dict:
+    """The engine's benchmark, whose flags these are; then the evaluation pass of each width beside
+    the widest one's, and of a run that trains many widths the gradients of a step beside those of
+    plain DeiTs of its widths. The time of these two is processor time on a CPU."""
+    result = benchmarks.benchmark(config, workdir, rounds=rounds, steps=steps,
+                                  input_batches=input_batches, against=against)
+    run = assemble(config)
+    result["widths"] = timing.time_widths(run, rounds, steps)
+    if config.objective.name == "scala":
+        result["nets"] = timing.time_nets(run, rounds, steps)
+    print(timing.table(result))
+    if out:
+        Path(out).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return result
+
+
 def _evaluating(config: ConfigDict, widths: tuple[float, ...]) -> ConfigDict:
     """The config whose evaluation scores `widths`, trained or not, without a teacher."""
     config = ConfigDict(config.to_dict())
@@ -142,22 +163,6 @@ def _trained(config: ConfigDict, model: Scala) -> tuple[float, ...]:
     if config.objective.name != "scala" or not config.model.granularity:
         return (model.largest_ratio,)
     return model.clone(granularity=config.model.granularity).ratios
-
-
-def _seconds(run: Run, weights: dict, widths: tuple[float, ...], rounds: int) -> dict[float, float]:
-    """Median seconds of a batch at each width, in turns."""
-    like = run.abstract_batch(run.config.batch_size)["image"]
-    images = jax.device_put(np.zeros(like.shape, np.float32), like.sharding)
-    variables = {"params": weights["params"], **weights["collections"]}
-    programs = {ratio: jax.jit(partial(run.model.apply, ratio=ratio)) for ratio in widths}
-    seconds: dict[float, list[float]] = {ratio: [] for ratio in widths}
-    for turn in range(rounds + 1):
-        for ratio, program in programs.items():
-            begin = time.perf_counter()
-            jax.block_until_ready(program(variables, images))
-            if turn:                                     # the first turn compiles
-                seconds[ratio].append(time.perf_counter() - begin)
-    return {ratio: float(np.median(each)) for ratio, each in seconds.items()}
 
 
 def _store(rows: list[dict[str, Any]], path: Path, name: str) -> None:

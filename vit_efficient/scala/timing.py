@@ -1,0 +1,121 @@
+"""Scala's speed beside what it is made of: each width's evaluation pass beside the widest one's,
+and the nets of a training step beside plain DeiTs of their widths."""
+from collections.abc import Callable, Hashable
+from functools import partial
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vit_efficient import sharding
+from vit_efficient.objective import Forward, supervised
+from vit_efficient.phases import Phase
+from vit_efficient.run import Run
+from vit_efficient.scala.objective import draw
+
+
+def in_turns(programs: dict[Hashable, Callable[[], Any]], rounds: int, steps: int = 1,
+             clock: Callable[[], float] = time.perf_counter) -> dict[Hashable, list[float]]:
+    """Seconds of a call of each program in every round, `steps` calls at a time, after a round that
+    compiles."""
+    seconds: dict[Hashable, list[float]] = {name: [] for name in programs}
+    for turn in range(rounds + 1):
+        for name, program in programs.items():
+            begin = clock()
+            for _ in range(steps if turn else 1):
+                jax.block_until_ready(program())
+            if turn:
+                seconds[name].append((clock() - begin) / steps)
+    return seconds
+
+
+def forward_passes(run: Run, variables: dict, widths: tuple[float, ...]) -> dict[float, Callable]:
+    """Of each width the evaluation pass of a batch of zeros."""
+    images = images_of(run, np.zeros)
+    return {ratio: partial(jax.jit(partial(run.model.apply, ratio=ratio)), variables, images)
+            for ratio in widths}
+
+
+def images_of(run: Run, values: Callable[[tuple[int, ...]], np.ndarray]) -> jax.Array:
+    """A batch of normalised images float32 [B, S, S, 3], each device's share in its place."""
+    shape = run.abstract_batch(run.config.batch_size)["image"].shape
+    return jax.device_put(values(shape).astype(np.float32), sharding.batch_sharding(run.mesh))
+
+
+def time_widths(run: Run, rounds: int, steps: int) -> dict[str, dict[str, float]]:
+    """Of each trained width the multiply-adds and the time of an evaluation pass, as shares of the
+    widest one's (median of the rounds)."""
+    params = run.fresh_state().params
+    seconds = in_turns(forward_passes(run, {"params": params}, run.model.ratios), rounds, steps,
+                       _clock())
+    widest = run.model.ratios[-1]
+    macs = {ratio: sum(run.model.macs(ratio=ratio).values()) for ratio in seconds}
+    return {f"{ratio:g}": {
+        "relative_macs": macs[ratio] / macs[widest],
+        "relative_time": float(np.median(np.divide(each, seconds[widest]))),
+        "seconds": float(np.median(each))} for ratio, each in seconds.items()}
+
+
+def time_nets(run: Run, rounds: int, steps: int) -> dict[str, float]:
+    """The gradients of a training step beside those of as many plain DeiTs, of the widths that the
+    step draws, each with weights of its own; a teacher's pass counts on both sides.
+
+    Returns the `ratio` of the times, median over the rounds, a draw each, its least and largest,
+    and the median seconds of both.
+    """
+    model, phase = run.model, run.phases.phase_at(run.phases.total - 1)
+    gradients = jax.jit(run.objective(phase).gradients)
+    rng = np.random.default_rng(0)
+    images = images_of(run, lambda shape: rng.normal(size=shape))
+    labels = rng.integers(0, model.num_classes, len(images)).astype(np.int32)
+    batch = {"image": images, "label": jax.device_put(labels, images.sharding)}
+    fixed = {"collections": {}, "step": 0, **run.frozen()}
+    params, plain, pairs = run.fresh_state().params, {}, []
+    for i in range(rounds):
+        key = jax.random.key(i)
+        nets = draw(jax.random.split(key, 5)[0], len(model.ratios)).values()
+        widths = [model.largest_ratio] + [model.ratios[places[int(at)]] for places, at in nets]
+        for ratio in widths:
+            if ratio not in plain:
+                plain[ratio] = partial(*_gradients(model.subnet(ratio)), batch, key)
+        turn = {ratio: plain[ratio] for ratio in widths}
+        if run.teacher:
+            turn["teacher"] = partial(jax.jit(run.teacher[0].apply), {
+                "params": fixed["teacher"]["params"], **fixed["teacher"]["collections"]}, images)
+        turn["step"] = partial(gradients, params, fixed, batch, key)
+        seconds = {name: each[0] for name, each in in_turns(turn, 1, steps, _clock()).items()}
+        pairs.append((seconds.pop("step"), sum(seconds.values())))
+    ours, theirs = np.array(pairs).T
+    ratio = ours / theirs
+    return {"ratio": float(np.median(ratio)), "least": float(ratio.min()),
+            "largest": float(ratio.max()), "seconds": float(np.median(ours)),
+            "deit_seconds": float(np.median(theirs))}
+
+
+def _gradients(net) -> tuple[Callable, dict, dict]:
+    """The plain classifier `net`'s gradients, jitted, and their first two arguments."""
+    objective = supervised(Forward(net, Phase(), {}), Phase(), None)
+    images = jnp.zeros((1, net.image_size, net.image_size, 3))
+    params = jax.jit(net.init)(jax.random.key(0), images)["params"]
+    return jax.jit(objective.gradients), params, {"collections": {}, "step": 0}
+
+
+def _clock() -> Callable[[], float]:
+    return time.process_time if jax.default_backend() == "cpu" else time.perf_counter
+
+
+def table(result: dict) -> str:
+    """What Scala adds to the table of a benchmark."""
+    lines = [f"{'width':24}{'MACs':>10}{'time':>10}{'time/MACs':>12}   of an evaluation pass"]
+    for ratio, row in result["widths"].items():
+        macs, share = row["relative_macs"], row["relative_time"]
+        lines.append(f"{ratio:24}{100 * macs:9.1f}%{100 * share:9.1f}%{share / macs:12.2f}")
+    if "nets" in result:
+        nets = result["nets"]
+        lines.append(
+            f"gradients of a step: {nets['ratio']:.2f} of plain DeiTs' of the same widths "
+            f"({nets['least']:.2f} to {nets['largest']:.2f}): {nets['seconds']:.3f} s, "
+            f"{nets['deit_seconds']:.3f} s")
+    return "\n".join(lines)
