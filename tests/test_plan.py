@@ -5,6 +5,7 @@ import json
 import jax
 import pytest
 
+from tests.data.test_tfds import SETS
 from tests.runs import small_config
 from vit_efficient.chips import CHIPS, chip_of
 from vit_efficient.config import store
@@ -60,6 +61,15 @@ def test_no_batch_may_fit():
 def test_the_table_of_data_sets_is_right_where_it_can_be_checked():
     digits = open_data(source="digits")
     assert KNOWN["digits"] == (len(digits.train), digits.num_classes)
+    assert {name: classes for name, (_, classes) in KNOWN.items() if name != "digits"} == {
+        name: classes for name, (*_, classes) in SETS.items()}
+
+
+def test_a_configuration_of_another_size_is_not_taken_for_the_default(with_libtpu, tmp_path):
+    config = small_config(data__source="tfds", data__name="imagenette/320px",
+                          data__path=str(tmp_path))
+    with pytest.raises(ValueError, match="--examples and --num_classes"):
+        plan(config, tmp_path, topology=("v5e:4x4",))
 
 
 @pytest.mark.parametrize("topology, message", [

@@ -116,6 +116,12 @@ def test_a_set_that_is_not_prepared_says_how(tmp_path):
         open_data(source="tfds", name="imagenet2012", path=str(tmp_path))
 
 
+def test_a_set_that_cannot_be_prepared_says_what_to_do_instead(tmp_path):
+    with pytest.raises(ValueError, match="i_naturalist2021: .* cannot prepare it .*labels.*data."
+                                         "source = imagefolder, data.path = PATH"):
+        open_data(source="tfds", name="i_naturalist2021", path=str(tmp_path))
+
+
 def test_a_set_prepared_as_tfrecord_says_how_to_convert_it(tmp_path):
     place = write("cifar10", tmp_path, {"train": 1, "test": 1}, file_format="tfrecord")
     assert json.loads((place / "dataset_info.json").read_text())["fileFormat"] == "tfrecord"

@@ -71,6 +71,12 @@ def _how_to_prepare(name: str, path: str) -> str:
     if config and config not in made.builder_configs:
         return f"data.name = {name}: {nearest(config, made.builder_configs)}"
     folder = Path(path or tfds.core.constants.DATA_DIR).expanduser()
+    try:
+        made(data_dir=folder)
+    except FileNotFoundError as error:      # 4.9.10 lacks the class names of iNaturalist 2021
+        return (f"data.name = {name}: TensorFlow Datasets {tfds.__version__} cannot prepare it "
+                f"({error}). Unpack its images as PATH/train/<class>/ and PATH/val/<class>/ and "
+                "give data.source = imagefolder, data.path = PATH")
     manual = " ".join((made.MANUAL_DOWNLOAD_INSTRUCTIONS or "").split())
     return (f"data.name = {name}: is not prepared in {folder}. Once, with requirements-prepare.txt "
             "installed: python -c \"import tensorflow_datasets as tfds; tfds.builder("
