@@ -154,6 +154,7 @@ class Loop:
     def pause(self, done: int, phase: Phase, state: states.State) -> None:
         """Evaluates where it is due, and stores the state; the clock of the steps stands still."""
         begin, ranked = time.perf_counter(), None
+        self.batches.bad.settle()
         if self.validation.due(done):
             fields = states.weight_fields(state)
             self.values = self.validation(fields, done, phase, self.watchdog.pat)

@@ -1,7 +1,15 @@
 """Bad records: what stands in for them is the same everywhere, and there is a budget."""
+import subprocess
+import sys
+import textwrap
+
+import jax
 import numpy as np
 import pytest
 
+from tests import runs
+from tests.test_distributed import free_port
+from vit_efficient.data import loader
 from vit_efficient.data.augment import make_augment
 from vit_efficient.data.badrecords import substitutes
 from vit_efficient.data.batches import EvaluationBatches, Share, TrainBatches
@@ -27,13 +35,21 @@ class Spoilt(Arrays):
         return super().__getitem__(i)
 
 
+def everything(batches, **options):
+    """The batches of a run of this process alone; `options` of the loader."""
+    places = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
+    options = dict(workers=0, threads=2, prefetch=1) | options
+    with loader.Batches(batches, places, **options) as loaded:
+        return list(loaded)
+
+
 def train(source, share=Share()):
     return TrainBatches(source, make_augment(**TRAIN).train, constant(Length(40, 8, 3), None), 8, 8,
                         share, 3, 0)
 
 
-def evaluation(source):
-    return EvaluationBatches(source, make_augment(**TRAIN, eval_crop=1.0).evaluate, 8, 16, Share())
+def evaluation(source, share=Share()):
+    return EvaluationBatches(source, make_augment(**TRAIN, eval_crop=1.0).evaluate, 8, 16, share)
 
 
 def test_substitutes_go_round_the_source():
@@ -63,22 +79,58 @@ def test_hosts_agree_whatever_they_have_met_before(count):
             np.testing.assert_array_equal(joined, whole[step][name])
 
 
-def test_the_budget_counts_distinct_records(caplog):
-    allowed, refused = train(Spoilt((5, 6), 2)), train(Spoilt((5, 6), 1))
-    for step in range(15):
-        allowed[step]                                 # three passes meet each of them three times
-    assert sorted(record.getMessage().partition(":")[0] for record in caplog.records) == [
+@pytest.mark.parametrize("options", [{}, {"workers": 2, "threads": 1}])
+def test_the_budget_counts_distinct_records(caplog, options):
+    everything(train(Spoilt((5, 6), 2)), **options)   # three passes meet each of them three times
+    messages = [record.getMessage() for record in caplog.records]
+    assert sorted(text.partition(":")[0] for text in messages if "bad record" in text) == [
         "example 5", "example 6"]
     with pytest.raises(ValueError, match="example [56]: no readable image; data.max_bad_records = "
                                          "1: repair or remove"):
-        for step in range(15):
-            refused[step]
+        everything(train(Spoilt((5, 6), 1)))
 
 
 def test_by_default_none_is_allowed():
     with pytest.raises(ValueError, match="data.max_bad_records = 0"):
-        for step in range(5):
-            train(Spoilt((5,), 0))[step]
+        everything(train(Spoilt((5,), 0)))
+
+
+TOGETHER = """
+    import sys, jax
+    from jax.sharding import NamedSharding, PartitionSpec
+    from tests.data.test_badrecords import Spoilt, evaluation, train
+    from vit_efficient import distributed
+    from vit_efficient.data.batches import share_of
+    from vit_efficient.data.loader import Batches
+    distributed.start(sys.argv[1], 2, int(sys.argv[2]))
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    places = NamedSharding(mesh, PartitionSpec("data"))
+    for make in evaluation, train:
+        for allowed in 3, 2:                      # in training both meet all three, in the end
+            try:
+                batches = make(Spoilt((1, 30, 31), allowed), share_of(places))
+                with Batches(batches, places, 0, 1, 1) as loaded:
+                    print(sum(1 for _ in loaded), "batches", flush=True)
+            except ValueError as error:
+                print(error, flush=True)
+            if make is train:
+                break
+"""
+
+
+def test_processes_have_one_budget():
+    address = f"127.0.0.1:{free_port()}"
+    command = [sys.executable, "-c", textwrap.dedent(TOGETHER), address]
+    processes = [subprocess.Popen([*command, str(i)], cwd=runs.ROOT, env=runs.environment(),
+                                  text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                 for i in range(2)]
+    for process in processes:
+        out, log = process.communicate(timeout=120)
+        assert out.splitlines()[-3:] == [          # before them a line of Gloo's
+            "3 batches",
+            "spoilt: the processes together met 3 bad records, examples 1, 30, 31; "
+            "data.max_bad_records = 2: repair or remove what cannot be read, or allow more",
+            "15 batches"], log
 
 
 def test_a_source_without_a_good_record_is_an_error():
@@ -95,5 +147,4 @@ def test_evaluation_leaves_bad_records_out():
     np.testing.assert_array_equal(image[good], IMAGES[good[:40]])
     assert not image[~good].any()
     with pytest.raises(ValueError, match="data.max_bad_records = 1"):
-        refused = evaluation(Spoilt((5, 39), 1))
-        [refused[i] for i in range(3)]
+        everything(evaluation(Spoilt((5, 39), 1)))

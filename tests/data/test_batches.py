@@ -38,7 +38,7 @@ def test_training_batches_follow_the_order():
             np.testing.assert_array_equal(batch["image"][row], expected)
             assert batch["label"][row] == SOURCE.labels[example] and batch["weight"][row] == 1
     dtypes = {"image": np.uint8, "label": np.int32, "weight": np.float32}
-    assert {name: x.dtype for name, x in batch.items()} == dtypes
+    assert batch.pop("bad") == {} and {name: x.dtype for name, x in batch.items()} == dtypes
 
 
 def test_start_leaves_out_steps_and_nothing_else():
@@ -77,6 +77,7 @@ def test_processes_together_hold_the_batch_of_one(make, steps, processes):
     shares = [Share((p,), processes) for p in range(processes)]
     for step in range(steps):
         whole, parts = make()[step], [make(share=share)[step] for share in shares]
+        assert whole.pop("bad") == {}
         for name, expected in whole.items():
             rows = np.concatenate([part[name] for part in parts])
             np.testing.assert_array_equal(rows[:len(expected)], expected)

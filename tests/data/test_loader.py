@@ -80,7 +80,9 @@ def test_batches_do_not_depend_on_who_prepares_them(options):
         found = list(loaded)
     assert len(found) == len(expected) == 8
     for step, batch in enumerate(found):
-        for name, x in expected[step].items():
+        assert set(batch) == {"image", "label", "weight"}
+        for name in batch:
+            x = expected[step][name]
             assert batch[name].dtype == x.dtype and batch[name].sharding == sharding()
             np.testing.assert_array_equal(batch[name], x)
 
@@ -94,8 +96,8 @@ def test_evaluation_on_eight_devices(workers):
     assert len(found) == 4 and found[0]["image"].shape == (104, 12, 12, 3)
     assert sum(float(batch["weight"].sum()) for batch in found) == len(DIGITS.val)
     for step, batch in enumerate(found):
-        for name, x in expected[step].items():
-            np.testing.assert_array_equal(batch[name], x)
+        for name in batch:
+            np.testing.assert_array_equal(batch[name], expected[step][name])
 
 
 def test_nothing_left_to_do():

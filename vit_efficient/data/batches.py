@@ -1,6 +1,7 @@
 """The batches of a run, and of an evaluation, as sequences on the host: batch i is computed from i.
 
-A process computes only its share of a batch, the rows that its devices hold.
+A process computes only its share of a batch, the rows that its devices hold. Beside the arrays a
+batch has `bad`, the bad records that it met: why by example.
 """
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,7 +10,7 @@ import jax
 import numpy as np
 
 from vit_efficient.data import order
-from vit_efficient.data.badrecords import BadRecords, substitutes
+from vit_efficient.data.badrecords import substitutes
 from vit_efficient.data.images import BadImage
 from vit_efficient.data.sources import Source
 from vit_efficient.phases import Phases
@@ -52,12 +53,11 @@ class TrainBatches:
         self.seed, self.start, self.total = seed, start, phases.total
         # Not `phases` itself: a worker process must be able to unpickle this, and reads no scalars.
         self.phase_at, self.position = phases.phase_at, phases.position
-        self.bad = BadRecords(source.max_bad_records)
 
     def __len__(self) -> int:
         return max(0, self.total - self.start)
 
-    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
+    def __getitem__(self, i: int) -> dict[str, np.ndarray | dict[int, str]]:
         step = self.start + i
         position = self.position(step)
         size = dict(self.phase_at(step).data).get("image_size", self.image_size)
@@ -72,17 +72,18 @@ class TrainBatches:
         batch["weight"][:] = 1
         for row, (example, copy) in enumerate(zip(examples.tolist(), copies.tolist())):
             key = self.seed, position.epoch, example, copy
-            batch["image"][row], batch["label"][row] = self._image(example, size, key)
+            batch["image"][row], batch["label"][row] = self._image(example, size, key, batch["bad"])
         return batch
 
-    def _image(self, example: int, size: int, key: tuple[int, ...]) -> tuple[np.ndarray, int]:
-        """Transformed image and label, of the next good example where this one is bad."""
+    def _image(self, example: int, size: int, key: tuple[int, ...],
+               bad: dict[int, str]) -> tuple[np.ndarray, int]:
+        """Transformed image and label, of the next good example where this one is `bad`."""
         for i in substitutes(example, len(self.source)):
             try:
                 image, label = self.source[i]
                 return self.transform(image, size, order.generator(*key)), label
             except BadImage as error:
-                self.bad.meet(i, error)
+                bad[i] = str(error)
         raise ValueError(f"{self.source}: holds no good record")
 
 
@@ -97,12 +98,11 @@ class EvaluationBatches:
                  share: Share):
         self.source, self.transform, self.share = source, transform, share
         self.batch_size, self.image_size = batch_size, image_size
-        self.bad = BadRecords(source.max_bad_records)
 
     def __len__(self) -> int:
         return -(-len(self.source) // self.batch_size)
 
-    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
+    def __getitem__(self, i: int) -> dict[str, np.ndarray | dict[int, str]]:
         rows = self.share.rows(-(-self.batch_size // self.share.of) * self.share.of)
         batch = _empty(len(rows), self.image_size)
         first, end = i * self.batch_size, min((i + 1) * self.batch_size, len(self.source))
@@ -113,10 +113,10 @@ class EvaluationBatches:
                     batch["image"][row] = self.transform(image, self.image_size)
                     batch["weight"][row] = 1
                 except BadImage as error:
-                    self.bad.meet(example, error)
+                    batch["bad"][example] = str(error)
         return batch
 
 
-def _empty(count: int, size: int) -> dict[str, np.ndarray]:
+def _empty(count: int, size: int) -> dict[str, np.ndarray | dict[int, str]]:
     return {"image": np.zeros((count, size, size, 3), np.uint8), "label": np.zeros(count, np.int32),
-            "weight": np.zeros(count, np.float32)}
+            "weight": np.zeros(count, np.float32), "bad": {}}

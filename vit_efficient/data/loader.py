@@ -19,6 +19,7 @@ import grain
 import jax
 
 from vit_efficient.data.augment import Augment
+from vit_efficient.data.badrecords import BadRecords
 from vit_efficient.data.batches import EvaluationBatches, Share, TrainBatches, share_of
 from vit_efficient.data.sources import Data, Source
 from vit_efficient.limits import Count, Whole
@@ -60,16 +61,18 @@ class Batches(Iterator):
     """Iterates over batches on the devices; an error of a source or a worker is raised in `next`.
 
     `waited` counts the seconds in which a batch was asked for and not ready; whoever reports it
-    sets it back to 0. Use it as a context manager or call `close`.
+    sets it back to 0. `bad` are the bad records of the batches so far; the end of the last batch
+    settles them. Use it as a context manager or call `close`.
     """
 
     def __init__(self, batches: TrainBatches | EvaluationBatches, sharding: jax.sharding.Sharding,
                  workers: int, threads: int, prefetch: int):
         self.waited = 0.0
         self._source, self._ended = str(batches.source), None
+        self.bad = BadRecords(batches.source.max_bad_records, self._source)
         self._ready, self._stop = queue.Queue(prefetch), threading.Event()
         dataset = _dataset(batches, workers, threads)
-        work = dataset, batches.share, sharding, self._ready, self._stop
+        work = dataset, batches.share, sharding, self.bad, self._ready, self._stop
         self._thread = threading.Thread(target=_feed, args=work, name="batches to the devices",
                                         daemon=True)
         self._thread.start()
@@ -84,6 +87,8 @@ class Batches(Iterator):
             self.waited += time.perf_counter() - began
         if self._ended:
             self.close()
+            if isinstance(self._ended, StopIteration):
+                self.bad.settle()
             raise self._ended
         return batch
 
@@ -126,7 +131,7 @@ def _dataset(batches: TrainBatches | EvaluationBatches, workers: int,
 
 
 def _feed(dataset: grain.IterDataset, share: Share, sharding: jax.sharding.Sharding,
-          ready: queue.Queue, stop: threading.Event):
+          bad: BadRecords, ready: queue.Queue, stop: threading.Event):
     """Puts `(batch, None)` for every batch and at last `(None, error)`, until `stop` is set."""
     def put(item) -> bool:
         while not stop.is_set():
@@ -145,6 +150,7 @@ def _feed(dataset: grain.IterDataset, share: Share, sharding: jax.sharding.Shard
     try:
         with contextlib.closing(iter(dataset)) as iterator:
             for batch in iterator:
+                bad.meet(batch.pop("bad"))
                 if not put((jax.tree.map(place, batch), None)):
                     break
     except BaseException as error:              # SystemExit too: the consumer must not hang

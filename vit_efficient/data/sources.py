@@ -23,7 +23,7 @@ class Source(Protocol):
 
     def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
         """Image uint8 [h, w, 3] of any size (or a `jpeg.Jpeg`, which reads like one), and label;
-        `images.BadImage` for a bad record, of which a process accepts `max_bad_records`."""
+        `images.BadImage` for a bad record, of which a run accepts `max_bad_records`."""
 
 
 class Data(NamedTuple):
@@ -45,9 +45,11 @@ def open_data(*, source: Literal["tfds", "imagefolder", "arrayrecord", "digits"]
         that `--job=prepare` made) or "digits" (1,797 images of 8 by 8 that come with
         scikit-learn, for tests and demonstrations).
       image_size: side of the images that the model sees.
-      max_bad_records: how many distinct records that hold no whole image a process accepts in
-        training and in each evaluation. Training takes the next good one in its place, an
-        evaluation leaves it out.
+      max_bad_records: how many distinct records that hold no whole image a run accepts in
+        training, from one start to the next, and in each evaluation, all processes together.
+        Training takes the next good one in its place, an evaluation leaves it out. A process stops
+        at once where it alone has met more; what they met together is counted at checkpoints,
+        evaluations and the end of one.
     Raises:
       ValueError: `path` or `name` is missing, not read by this source, or does not hold what it
         must.
