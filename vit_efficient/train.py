@@ -77,11 +77,12 @@ class Loop:
         self.mean = metrics.Mean()
         self.values: dict[str, float] = {}
         self.frozen = run.frozen()
-        self.programs = self.compile()
-        self.progress = metrics.Progress(work_before(run), run.config.batch_size, start)
+        # Before compiling, so that the first batch is ready when the first step is.
         self.batches = train_batches(
             run.data, run.augment, run.phases, run.config.batch_size,
             sharding.batch_sharding(run.mesh), run.config.seed, start, **run.config.loader)
+        self.programs = self.compile()
+        self.progress = metrics.Progress(work_before(run), run.config.batch_size, start)
         self.watchdog = distributed.Watchdog(watchdog_minutes)
 
     def compile(self) -> dict[Phase, jax.stages.Compiled]:

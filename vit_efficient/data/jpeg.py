@@ -17,6 +17,8 @@ import simplejpeg
 # at a multiple.
 _UNIT_WIDTH = {0: 8, 1: 16, 2: 16, 3: 8, 4: 8, 5: 32, 6: 8}
 _DECOMPRESS, _SUBSAMPLING, _RGB = 1, 4, 0
+# Pixels of a photo up to which decoding the whole of it takes less time than asking for a part.
+_SMALL = 64 * 64
 # Upsampled chroma looks at the neighbours: pixels decoded around a rectangle, to be Pillow's.
 _MARGIN = 2
 
@@ -35,7 +37,7 @@ class Jpeg:
         (top, bottom, _), (left, right, _) = (
             part.indices(side) for part, side in zip(window, self.shape))
         try:
-            if turbo := _turbo():
+            if self.shape[0] * self.shape[1] > _SMALL and (turbo := _turbo()):
                 return _region(turbo, self.data, self.shape, top, bottom, left, right)
             return simplejpeg.decode_jpeg(self.data)[top:bottom, left:right]
         except ValueError:

@@ -4,6 +4,7 @@ A run that is resumed, or moved to another number of hosts, sees the same images
 here has a state: a slot of a step is computed from (seed, epoch, index) alone.
 """
 import numpy as np
+from numpy.random.bit_generator import ISeedSequence
 
 from vit_efficient.phases import Position
 
@@ -66,5 +67,16 @@ def examples_at(slots: np.ndarray, position: Position, batch_size: int, length: 
 def generator(seed: int, epoch: int, example: int, copy: int) -> np.random.Generator:
     """The random numbers of one image: Philox is keyed, so no two images share a stream and none
     depends on a worker. (The low words of the counter count the draws.)"""
-    return np.random.Generator(np.random.Philox(key=np.array((seed, epoch), np.uint64),
-                                                counter=np.array((0, 0, copy, example), np.uint64)))
+    return np.random.Generator(np.random.Philox(
+        _Key(seed, epoch), counter=np.array((0, 0, copy, example), np.uint64)))
+
+
+class _Key(ISeedSequence):
+    """Philox's two words of key, as they are. Given as `key`, they cost more than twice as much:
+    NumPy then reads the system's entropy too, which nothing uses."""
+
+    def __init__(self, *words: int):
+        self.words = np.array(words, np.uint64)
+
+    def generate_state(self, n_words: int, dtype=np.uint32) -> np.ndarray:
+        return self.words
