@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from vit_efficient.asvit.models import (
-    VARIANTS, AsViT, asvit, auto_dilation, grid_sides, largest_split, patches, same_padding)
+    VARIANTS, AsViT, asvit, auto_dilation, grid_sides, largest_split, patches, pixel_first,
+    same_padding)
 
 SMALL = "4,2,2,1|2,2,1,1|3,1,1,2|2,1,1,1|8,8"
 
@@ -71,15 +72,16 @@ def test_grids_halve_upwards():
 
 
 @pytest.mark.parametrize("side, kernel", [(4, 2), (6, 3), (5, 4), (1, 3)])
-def test_patches_are_channel_first_and_padded(side, kernel):
+def test_patches_are_padded_and_weights_follow_their_order(side, kernel):
     grid = np.random.default_rng(0).normal(size=(2, side, side, 3)).astype(np.float32)
     out = -(-side // 2)
     total = (out - 1) * 2 + kernel - side
     padded = np.pad(grid, ((0, 0), (total // 2, total), (total // 2, total), (0, 0)))
     expected = [padded[:, 2 * i:2 * i + kernel, 2 * j:2 * j + kernel].transpose(0, 3, 1, 2)
                 for i in range(out) for j in range(out)]
+    expected = np.stack(expected, 1).reshape(2, out * out, -1)     # as stored: by channel
     found = jax.jit(patches, static_argnums=1)(grid, kernel)
-    np.testing.assert_array_equal(found, np.stack(expected, 1).reshape(2, out * out, -1))
+    np.testing.assert_array_equal(found, pixel_first(expected.T, kernel).T)
 
 
 def test_windows_do_not_see_each_other():

@@ -51,14 +51,21 @@ def largest_split(split: int, side: int) -> int:
 
 
 def patches(grid: jax.Array, kernel: int) -> jax.Array:
-    """Patches at stride 2, zero-padded, their values channel first:
-    [B, r, r, d] -> [B, ceil(r/2)^2, d * kernel^2]."""
+    """Patches at stride 2, zero-padded, their values pixel by pixel:
+    [B, r, r, d] -> [B, ceil(r/2)^2, kernel^2 * d]."""
     r = grid.shape[1]
     pad, out = same_padding(r, kernel, 2), -(-r // 2)
     grid = jnp.pad(grid, ((0, 0), pad, pad, (0, 0)))
     end = 2 * out - 1
     parts = [grid[:, i:i + end:2, j:j + end:2] for i in range(kernel) for j in range(kernel)]
-    return jnp.stack(parts, -1).reshape(grid.shape[0], out * out, -1)
+    return jnp.concatenate(parts, -1).reshape(grid.shape[0], out * out, -1)
+
+
+def pixel_first(params: dict, kernel: int) -> dict:
+    """Stored parameters, whose first axis is a patch's values channel by channel, in the order of
+    `patches`: [d * kernel^2, ...] -> [kernel^2 * d, ...]."""
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, kernel ** 2, *leaf.shape[1:])
+                        .swapaxes(0, 1).reshape(leaf.shape), params)
 
 
 class Stem(nn.Module):
@@ -120,7 +127,8 @@ class Block(nn.Module):
 class Merge(nn.Module):
     """Token merging between stages: [B, r^2, d] -> [B, ceil(r/2)^2, width].
 
-    The norm sees the padding's zeros, so the layer is no ordinary convolution.
+    The norm sees the padding's zeros, so the layer is no ordinary convolution. The weights are
+    reordered, not the patches: 0.6 of the time on a TPU, by its compiler's estimate.
     """
     width: int
     kernel: int
@@ -130,10 +138,14 @@ class Merge(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         side = round(x.shape[1] ** 0.5)
         x = patches(x.reshape(x.shape[0], side, side, -1), self.kernel)
-        x = LayerNorm(EPSILON, dtype=self.dtype, name="norm")(x)
-        init = nn.initializers.normal(0.02)
-        return nn.Dense(self.width, use_bias=False, dtype=self.dtype, kernel_init=init,
-                        name="reduction")(x)
+
+        def reduce(merge: Merge, x: jax.Array) -> jax.Array:
+            x = LayerNorm(EPSILON, dtype=self.dtype, name="norm")(x)
+            init = nn.initializers.normal(0.02)
+            return nn.Dense(self.width, use_bias=False, dtype=self.dtype, kernel_init=init,
+                            name="reduction")(x)
+        return nn.map_variables(reduce, "params", partial(pixel_first, kernel=self.kernel),
+                                init=True)(self, x)
 
 
 class Stage(nn.Module):
