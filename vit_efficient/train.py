@@ -81,7 +81,11 @@ class Loop:
         self.batches = train_batches(
             run.data, run.augment, run.phases, run.config.batch_size,
             sharding.batch_sharding(run.mesh), run.config.seed, start, **run.config.loader)
-        self.programs = self.compile()
+        try:
+            self.programs = self.compile()
+        except BaseException:                   # workers left behind would outlive the error
+            self.batches.close()
+            raise
         self.progress = metrics.Progress(work_before(run), run.config.batch_size, start)
         self.watchdog = distributed.Watchdog(watchdog_minutes)
 
