@@ -166,7 +166,7 @@ def compare_with_timm(run: Run, programs: dict, rounds: int, steps: int) -> dict
 def achieved(run: Run, macs: int, seconds: float) -> dict[str, float | None]:
     """FLOP/s of a training step on all devices, counted as three forward passes of two FLOPs a
     multiply-add, and their share of the devices' bfloat16 peak where that is known and meant."""
-    flops = 6 * macs * run.config.batch_size / seconds
+    flops = 6 * macs * run.config.batch_size * (run.data.train.frames or 1) / seconds
     peak = PEAKS.get(run.mesh.devices.flat[0].device_kind)
     known = peak and run.config.dtype == "bfloat16"
     return {"flops_per_second": flops,
@@ -184,6 +184,9 @@ def benchmark(config: ConfigDict, workdir: Path, *, rounds: Count = 5, steps: Co
     """
     device.refuse_accidental_cpu()
     run = assemble(config)
+    if against and run.data.train.frames:
+        raise ValueError(f"--against={against}: its models take images, data.source = "
+                         f"{config.data.source} holds clips")
     programs, compiling = compile_steps(run)
     seconds, idle = time_steps(run, programs, rounds, steps)
     together = time_together(run, programs, steps)

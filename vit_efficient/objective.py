@@ -38,20 +38,31 @@ class Forward:
     """An objective's forward: `(params, fixed, images, key, **knobs) -> (outputs, collections)`.
 
     The phase's static knobs and the step's scalars (functions of the traced step) are in it. With a
-    key it is a training pass, with `None` an evaluation, which changes no collection.
+    key it is a training pass, with `None` an evaluation, which changes no collection. Of clips
+    [B, F, S, S, 3] in place of images [B, S, S, 3] the outputs for the F frames are averaged.
+    `still(params)` says which parameters keep their values: no gradient of them is computed.
     """
     model: nn.Module
     phase: Phase
     scalars: dict[str, Callable]
+    still: Callable[[dict], dict] | None = None
 
     def __call__(self, params: dict, fixed: dict, images: jax.Array, key: jax.Array | None,
                  **knobs) -> tuple:
+        if self.still:
+            params = jax.tree.map(lambda leaf, still: jax.lax.stop_gradient(leaf) if still else
+                                  leaf, params, self.still(params))
+        frames = images.shape[1] if images.ndim == 5 else 0
+        if frames:
+            images = images.reshape(-1, *images.shape[2:])
         traced = {name: at(fixed["step"]) for name, at in self.scalars.items()}
         collections, train = fixed["collections"], key is not None
         outputs, changed = self.model.apply(
             {"params": params, **collections}, images, train=train,
             rngs={"dropout": key} if train else None, mutable=list(collections) if train else [],
             **(dict(self.phase.model) | traced | knobs))
+        if frames:
+            outputs = jax.tree.map(lambda x: x.reshape(-1, frames, *x.shape[1:]).mean(1), outputs)
         return outputs, {**collections, **changed}
 
 

@@ -127,15 +127,16 @@ def _data(config: ConfigDict, examples: int | None, num_classes: int | None) -> 
         except (ValueError, FileNotFoundError) as error:
             raise ValueError(f"--job=plan needs no images, but the size of the training set: give "
                              f"--examples and --num_classes ({error})") from error
-    absent = _Absent(count, kinds)
+    absent = _Absent(count, kinds, config.data.frames)
     return Data(absent, absent, kinds, config.data.image_size)
 
 
 class _Absent:
     """A data set of which only the length and the number of classes are known."""
 
-    def __init__(self, count: int, classes: int):
+    def __init__(self, count: int, classes: int, frames: int | None):
         self._count, self.classes = count, tuple(map(str, range(classes)))
+        self.frames = frames
 
     def __len__(self) -> int:
         return self._count

@@ -17,6 +17,7 @@ from vit_efficient import (interop, manifest, objective, optim, sharding, state 
 from vit_efficient.checkpoint import read_weights
 from vit_efficient.config import load_stored
 from vit_efficient.data.augment import Augment, make_augment
+from vit_efficient.data.batches import image_shape
 from vit_efficient.data.sources import Data, open_data
 from vit_efficient.phases import Length, Phase, Phases
 from vit_efficient.pretrained import given_weights
@@ -47,7 +48,8 @@ class Run:
     def objective(self, phase: Phase) -> objective.Objective:
         """The objective of `phase`, with its forward function."""
         make = door("objective", self.config.objective.name)
-        forward = objective.Forward(self.model, phase, self.phases.scalars)
+        still = optim.frozen(self.config.optim.trained) if self.config.optim.trained else None
+        forward = objective.Forward(self.model, phase, self.phases.scalars, still)
         teacher = objective.Forward(self.teacher[0], Phase(), {}) if self.teacher else None
         made = make(forward, phase, teacher, **options(self.config.objective))
         if set(made.needs) - set(self.model.knobs):
@@ -85,10 +87,10 @@ class Run:
         return {"teacher": manifest.checksum(manifest.manifest(self.teacher[1]))}
 
     def abstract_batch(self, size: int, phase: Phase = Phase()) -> dict:
-        """Shapes, dtypes and sharding of a batch of `size` images, as it comes from the host."""
+        """Shapes, dtypes and sharding of a batch of `size` examples, as it comes from the host."""
         side = dict(phase.data).get("image_size", self.image_size)
         array = partial(jax.ShapeDtypeStruct, sharding=sharding.batch_sharding(self.mesh))
-        return {"image": array((size, side, side, 3), jnp.uint8),
+        return {"image": array(image_shape(size, self.data.train.frames, side), jnp.uint8),
                 "label": array((size,), jnp.int32), "weight": array((size,), jnp.float32)}
 
     def step(self, phase: Phase) -> Callable:

@@ -36,7 +36,7 @@ def batches(source=DIGITS.train, start=0, **options):
 def faulty(fault):
     """Digits that call `fault(i)` first; a local class, which worker processes get by value."""
     class Faulty:
-        classes, max_bad_records = DIGITS.train.classes, 0
+        classes, max_bad_records, frames = DIGITS.train.classes, 0, None
 
         def __len__(self):
             return len(DIGITS.train)

@@ -4,12 +4,13 @@ A process computes only its share of a batch, the rows that its devices hold. Be
 batch has `bad`, the bad records that it met: why by example.
 """
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from vit_efficient.data import order
+from vit_efficient.data import clips, order
 from vit_efficient.data.badrecords import substitutes
 from vit_efficient.data.images import BadImage
 from vit_efficient.data.sources import Source
@@ -39,16 +40,17 @@ def share_of(sharding: jax.sharding.Sharding) -> Share:
 
 
 class TrainBatches:
-    """Steps `start` to the end of a run, each a dict of host arrays: `image` uint8 [b, S, S, 3],
-    `label` int32 [b], `weight` float32 [b] of ones, where b is the process's share of the step's
-    images."""
+    """Steps `start` to the end of a run, each a dict of host arrays: `image` uint8 [b, S, S, 3], of
+    clips [b, F, S, S, 3], `label` int32 [b], `weight` float32 [b] of ones, where b is the process's
+    share of the step's images."""
 
     def __init__(self, source: Source, transform: Callable, phases: Phases, batch_size: int,
                  image_size: int, share: Share, seed: int, start: int):
         if batch_size % share.of:
             raise ValueError(f"batch_size = {batch_size}: must be a multiple of {share.of}, "
                              "the parts that the mesh cuts a batch into")
-        self.source, self.transform, self.share = source, transform, share
+        self.source, self.share = source, share
+        self.transform = _of_example(transform, clips.train, source.frames)
         self.batch_size, self.image_size = batch_size, image_size
         self.seed, self.start, self.total = seed, start, phases.total
         # Not `phases` itself: a worker process must be able to unpickle this, and reads no scalars.
@@ -68,7 +70,7 @@ class TrainBatches:
                              f"{self.share.of}, the parts of the mesh")
         examples, copies = order.examples_at(self.share.rows(count), position, self.batch_size,
                                              len(self.source), self.seed)
-        batch = _empty(len(examples), size)
+        batch = _empty(len(examples), self.source.frames, size)
         batch["weight"][:] = 1
         for row, (example, copy) in enumerate(zip(examples.tolist(), copies.tolist())):
             key = self.seed, position.epoch, example, copy
@@ -96,7 +98,8 @@ class EvaluationBatches:
 
     def __init__(self, source: Source, transform: Callable, image_size: int, batch_size: int,
                  share: Share):
-        self.source, self.transform, self.share = source, transform, share
+        self.source, self.share = source, share
+        self.transform = _of_example(transform, clips.evaluate, source.frames)
         self.batch_size, self.image_size = batch_size, image_size
 
     def __len__(self) -> int:
@@ -104,7 +107,7 @@ class EvaluationBatches:
 
     def __getitem__(self, i: int) -> dict[str, np.ndarray | dict[int, str]]:
         rows = self.share.rows(-(-self.batch_size // self.share.of) * self.share.of)
-        batch = _empty(len(rows), self.image_size)
+        batch = _empty(len(rows), self.source.frames, self.image_size)
         first, end = i * self.batch_size, min((i + 1) * self.batch_size, len(self.source))
         for row, example in enumerate((first + rows).tolist()):
             if example < end:
@@ -117,6 +120,18 @@ class EvaluationBatches:
         return batch
 
 
-def _empty(count: int, size: int) -> dict[str, np.ndarray | dict[int, str]]:
-    return {"image": np.zeros((count, size, size, 3), np.uint8), "label": np.zeros(count, np.int32),
-            "weight": np.zeros(count, np.float32), "bad": {}}
+def image_shape(count: int, frames: int | None, size: int) -> tuple[int, ...]:
+    """Of a batch's `image`: [count, size, size, 3], of clips [count, frames, size, size, 3]."""
+    return (count, *((frames,) if frames else ()), size, size, 3)
+
+
+def _of_example(transform: Callable, of_clip: Callable, frames: int | None) -> Callable:
+    """The `transform` of an image, or where examples are clips that of a clip."""
+    return partial(of_clip, frames=frames, transform=transform) if frames else transform
+
+
+def _empty(count: int, frames: int | None,
+           size: int) -> dict[str, np.ndarray | dict[int, str]]:
+    return {"image": np.zeros(image_shape(count, frames, size), np.uint8),
+            "label": np.zeros(count, np.int32), "weight": np.zeros(count, np.float32),
+            "bad": {}}

@@ -20,7 +20,7 @@ class EncodedSource:
     `max_bad_records` of its examples may be a BadImage (see `batches.py`).
     """
     classes: tuple[str, ...]
-    max_bad_records = 0
+    max_bad_records, frames = 0, None
 
     def encoded(self, i: int) -> Encoded:
         """Example `i`, not decoded; OSError where its file cannot be read."""

@@ -8,21 +8,24 @@ AREA, ASPECT, TRIES = (0.02, 1 / 3), (0.3, 1 / 0.3), 10
 
 
 def erase(batch: dict, key: jax.Array, *, probability: float, mode: str) -> dict:
-    """Fills one box of each image, with `probability`; `image` float [B, H, W, 3].
+    """Fills one box of each image, with `probability`; `image` float [B, H, W, 3], or clips
+    [B, F, H, W, 3], whose frames have the same box.
 
     Args:
       mode: "pixel" fills with standard normal noise, "rand" with one such colour, "const" with 0,
         which is the mean colour.
     """
     image = batch["image"]
+    B, *frames, H, W, _ = image.shape
+    ones = (1,) * len(frames)
     for_whether, for_box, for_fill = jax.random.split(key, 3)
-    erased = jax.random.uniform(for_whether, (len(image), 1, 1)) < probability
-    inside = erased & boxes(for_box, image.shape[:3])
+    erased = jax.random.uniform(for_whether, (B, 1, 1)) < probability
+    inside = (erased & boxes(for_box, (B, H, W))).reshape(B, *ones, H, W, 1)
     if mode == "const":
         fill = jnp.zeros((), image.dtype)
     else:
-        fill = noise(for_fill, image.shape if mode == "pixel" else (len(image), 1, 1, 3))
-    return batch | {"image": jnp.where(inside[..., None], fill, image)}
+        fill = noise(for_fill, image.shape if mode == "pixel" else (B, *ones, 1, 1, 3))
+    return batch | {"image": jnp.where(inside, fill, image)}
 
 
 def boxes(key: jax.Array, shape: tuple[int, int, int]) -> jax.Array:

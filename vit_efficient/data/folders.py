@@ -1,4 +1,5 @@
 """Image folders: `path/train/<class>/<image>` and `path/val` or `path/test` beside it."""
+from collections.abc import Callable
 import os
 from pathlib import Path
 
@@ -17,16 +18,11 @@ class ImageFolder(EncodedSource):
     out, images stand directly in their class folder, and a class folder may be empty here
     (`open_folders` refuses that in training).
     """
+    HOLDS = f"images ({' '.join(EXTENSIONS)})"
 
     def __init__(self, folder: Path, classes: tuple[str, ...]):
         self.folder, self.classes = Path(folder), classes
-        names, labels = [], []
-        for label, name in enumerate(classes):
-            files = _image_names(self.folder / name)
-            names += files
-            labels += [label] * len(files)
-        # Fixed-width bytes: a million str objects would be copied into every worker process.
-        self.names, self.labels = np.array(names, np.bytes_), np.array(labels, np.int32)
+        self.names, self.labels = listed(self.folder, classes, _image_names)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -43,9 +39,21 @@ class ImageFolder(EncodedSource):
         return str(self.folder)
 
 
-def open_folders(path: Path, key: str) -> tuple[ImageFolder, ImageFolder]:
-    """The training and validation images under `path`, which is the value of the config key or flag
-    `key`; ValueError says what is missing there."""
+def listed(folder: Path, classes: tuple[str, ...],
+           inside: Callable[[Path], list[bytes]]) -> tuple[np.ndarray, np.ndarray]:
+    """What is `inside` each class folder, class by class: names bytes [n], labels int32 [n]."""
+    names, labels = [], []
+    for label, name in enumerate(classes):
+        found = inside(folder / name)
+        names += found
+        labels += [label] * len(found)
+    # Fixed-width bytes: a million str objects would be copied into every worker process.
+    return np.array(names, np.bytes_), np.array(labels, np.int32)
+
+
+def open_folders(path: Path, key: str, kind: Callable = ImageFolder) -> tuple:
+    """The training and validation examples under `path`, which is the value of the config key or
+    flag `key`, each a `kind(folder, classes)`; ValueError says what is missing there."""
     if not path.is_dir():
         raise ValueError(f"{key} = '{path}': must be a folder that holds train/ and val/")
     validation = next((path / name for name in ("val", "test") if (path / name).is_dir()), None)
@@ -53,18 +61,17 @@ def open_folders(path: Path, key: str) -> tuple[ImageFolder, ImageFolder]:
         missing = "train/" if validation else "val/ (or test/)"
         raise ValueError(f"{key} = '{path}': there is no {missing} in it")
     classes = _class_names(path / "train", key)
-    train = ImageFolder(path / "train", classes)
+    train = kind(path / "train", classes)
     present = np.bincount(train.labels, minlength=len(classes))
     if empty := [name for name, count in zip(classes, present) if not count]:
-        raise ValueError(f"{key} = '{path}': no images ({' '.join(EXTENSIONS)}) in "
-                         f"{path / 'train' / empty[0]}"
+        raise ValueError(f"{key} = '{path}': no {kind.HOLDS} in {path / 'train' / empty[0]}"
                          + (f" and {len(empty) - 1} other class folders" if empty[1:] else ""))
     if foreign := sorted(set(_class_names(validation, key)) - set(classes)):
         raise ValueError(f"{key} = '{path}': {validation / foreign[0]} is no class of train/"
                          + (f", nor are {len(foreign) - 1} others" if foreign[1:] else ""))
-    val = ImageFolder(validation, classes)
+    val = kind(validation, classes)
     if not len(val):
-        raise ValueError(f"{key} = '{path}': no images in {validation}")
+        raise ValueError(f"{key} = '{path}': no {kind.HOLDS} in {validation}")
     return train, val
 
 
@@ -83,8 +90,12 @@ def _image_names(folder: Path) -> list[bytes]:
             names = [entry.name for entry in entries]
     except FileNotFoundError:
         return []
-    return sorted(os.fsencode(name) for name in names
-                  if name.lower().endswith(EXTENSIONS) and name[0] != ".")
+    return sorted(os.fsencode(name) for name in names if is_image(name))
+
+
+def is_image(name: str) -> bool:
+    """True for a file name with an image's extension that is not hidden."""
+    return name.lower().endswith(EXTENSIONS) and name[0] != "."
 
 
 def _bytes(path: str) -> bytes:

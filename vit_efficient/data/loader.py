@@ -31,8 +31,9 @@ SLOW_SECONDS, CLOSE_SECONDS = 5.0, 30.0
 def train_batches(data: Data, augment: Augment, phases: Phases, batch_size: int,
                   sharding: jax.sharding.Sharding, seed: int, start: int, *, workers: Whole = 0,
                   threads: Count = 8, prefetch: Count = 2) -> "Batches":
-    """The batches of steps `start` to `phases.total`: global arrays `image` uint8 [B, S, S, 3],
-    `label` int32 [B] and `weight` float32 [B], whatever the other arguments are.
+    """The batches of steps `start` to `phases.total`: global arrays `image` uint8 [B, S, S, 3], of
+    clips [B, F, S, S, 3], `label` int32 [B] and `weight` float32 [B], whatever the other arguments
+    are.
 
     Args:
       sharding: of the first axis of every array; a process loads only the rows of its own devices.

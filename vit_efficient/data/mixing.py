@@ -8,7 +8,8 @@ def mix(batch: dict, key: jax.Array, *, mixup: float, cutmix: float, probability
         switch_probability: float) -> dict:
     """Mixes image i of B with image B-1-i, and their labels [B, K] by the same share.
 
-    Images of uint8 stay so, rounded to the nearest integer (as in DVT's trainer).
+    Images of uint8 stay so, rounded to the nearest integer (as in DVT's trainer). All frames of
+    clips [B, F, H, W, 3] are mixed alike.
 
     Args:
       mixup, cutmix: alpha of the share's Beta(alpha, alpha); 0 is without that kind.
@@ -17,10 +18,10 @@ def mix(batch: dict, key: jax.Array, *, mixup: float, cutmix: float, probability
     Raises:
       ValueError: an odd batch, in which one image has no partner.
     """
-    B, *size, _ = batch["image"].shape
+    B, *_, height, width, _ = batch["image"].shape
     if B % 2:
         raise ValueError(f"batch_size = {B}: must be even, mixup and cutmix pair images")
-    return blend(batch, *weights(key, tuple(size), mixup=mixup, cutmix=cutmix,
+    return blend(batch, *weights(key, (height, width), mixup=mixup, cutmix=cutmix,
                                  probability=probability, switch_probability=switch_probability))
 
 

@@ -15,15 +15,18 @@ _DIGITS_SPLIT_SEED = 1797
 
 
 class Source(Protocol):
-    """Examples by number; `str(source)` names it in messages. Worker processes get it pickled."""
+    """Examples by number; `str(source)` names it in messages. Worker processes get it pickled. Of
+    clips `frames` are seen, it is None where an example is one image."""
     classes: tuple[str, ...]
     max_bad_records: int
+    frames: int | None
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
-        """Image uint8 [h, w, 3] of any size (or a `jpeg.Jpeg`, which reads like one), and label;
-        `images.BadImage` for a bad record, of which a run accepts `max_bad_records`."""
+        """Image uint8 [h, w, 3] of any size (or a `jpeg.Jpeg`, which reads like one), or a
+        `clips.Clip`, and label; `images.BadImage` for a bad record, of which a run accepts
+        `max_bad_records`."""
 
 
 class Data(NamedTuple):
@@ -34,17 +37,20 @@ class Data(NamedTuple):
     image_size: int
 
 
-def open_data(*, source: Literal["tfds", "imagefolder", "arrayrecord", "digits"], name: str = "",
-              path: str = "", image_size: Count = 224, max_bad_records: Whole = 0) -> Data:
+def open_data(*, source: Literal["tfds", "imagefolder", "arrayrecord", "clips", "digits"],
+              name: str = "", path: str = "", image_size: Count = 224,
+              frames: Count | None = None, max_bad_records: Whole = 0) -> Data:
     """The training and validation images of a run; nothing is decoded yet.
 
     Args:
       source: "tfds" (data set `name` of TensorFlow Datasets, prepared in `path` or where
         TensorFlow Datasets keeps its data), "imagefolder" (`path/train/<class>/*.jpg` and
         `path/val` or `path/test`, as torchvision reads them), "arrayrecord" (the folder `path`
-        that `--job=prepare` made) or "digits" (1,797 images of 8 by 8 that come with
-        scikit-learn, for tests and demonstrations).
+        that `--job=prepare` made), "clips" (`path/train/<class>/<clip>/<frame>.jpg` and
+        `path/val` or `path/test`) or "digits" (1,797 images of 8 by 8 that come with scikit-learn,
+        for tests and demonstrations).
       image_size: side of the images that the model sees.
+      frames: that the model sees of a clip; its outputs for them are averaged. None for images.
       max_bad_records: how many distinct records that hold no whole image a run accepts in
         training, from one start to the next, and in each evaluation, all processes together.
         Training takes the next good one in its place, an evaluation leaves it out. A process stops
@@ -54,6 +60,11 @@ def open_data(*, source: Literal["tfds", "imagefolder", "arrayrecord", "digits"]
       ValueError: `path` or `name` is missing, not read by this source, or does not hold what it
         must.
     """
+    if bool(frames) != (source == "clips"):
+        raise ValueError(f"data.frames = {frames}: data.source = {source} needs it: 8, the frames "
+                         "that the model sees of a clip" if source == "clips" else
+                         f"data.frames = {frames}: data.source = {source} holds images, leave it "
+                         "None; data.source = clips reads frames")
     reads = {"tfds": ("name", "path"), "digits": ()}.get(source, ("path",))
     for key, value in (("name", name), ("path", path)):
         if value and key not in reads:
@@ -68,6 +79,8 @@ def open_data(*, source: Literal["tfds", "imagefolder", "arrayrecord", "digits"]
         train, val = _digits()
     elif source == "imagefolder":
         train, val = module("folders").open_folders(Path(path).expanduser(), "data.path")
+    elif source == "clips":
+        train, val = module("clips").open_clips(Path(path).expanduser(), "data.path", frames)
     elif source == "arrayrecord":
         train, val = module("records").open_records(Path(path).expanduser())
     else:
@@ -77,8 +90,8 @@ def open_data(*, source: Literal["tfds", "imagefolder", "arrayrecord", "digits"]
 
 
 def named_images(**words: str | None) -> dict[str, str]:
-    """The keys of the group `data` for a recipe's words `tfds=NAME`, `imagefolder=PATH` or
-    `arrayrecord=PATH`, of which at most one is not None; {} for none."""
+    """The keys of the group `data` for a recipe's words `tfds=NAME`, `imagefolder=PATH`,
+    `arrayrecord=PATH` or `clips=PATH`, of which at most one is not None; {} for none."""
     given = {source: place for source, place in words.items() if place}
     if len(given) > 1:
         raise ValueError(f"{' and '.join(f'{word}=' for word in given)}: one source of images")
@@ -88,7 +101,7 @@ def named_images(**words: str | None) -> dict[str, str]:
 
 class Arrays:
     """Images in memory: uint8 [n, h, w, 3] and labels int [n]."""
-    max_bad_records = 0
+    max_bad_records, frames = 0, None
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...],
                  name: str = "arrays"):
