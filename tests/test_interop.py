@@ -208,6 +208,17 @@ def test_another_class_count_is_refused_unless_asked_for(tiny):
                            adapt=("classes",))
 
 
+def test_heads_start_anew_where_it_is_asked_for(tiny):
+    model, state_dict = tiny
+    params = interop.from_torch(model, state_dict, adapt=("heads",), seed=1)["params"]
+    for name in "head", "head_dist":
+        assert (params[name]["kernel"] != state_dict[f"{name}.weight"].T).all()
+    assert (params["norm"]["bias"] == state_dict["norm.bias"]).all()
+    with pytest.raises(ValueError, match="head.weight: shape"):
+        interop.from_torch(model, state_dict | {"head.weight": np.zeros((7, 9), "f4")},
+                           adapt=("heads",))
+
+
 def test_a_head_is_left_out_for_a_model_without_classes():
     with_head = create_model("asvit_tiny", num_classes=3, image_size=32)
     without = create_model("asvit_tiny", num_classes=0, image_size=32)

@@ -21,7 +21,7 @@ import numpy as np
 from vit_efficient import names
 from vit_efficient.layers.position import bicubic, resize_bicubic
 
-ADAPT = ("classes", "image_size", "parts")
+ADAPT = ("classes", "heads", "image_size", "parts")
 COUNTED = ("total_ops", "total_params")     # left in a state_dict by the counter of multiply-adds
 LINES = 2000                                # of an error; no model has so many entries
 
@@ -85,9 +85,10 @@ def from_torch(model: nn.Module, state_dict: Mapping[str, Any], *, adapt: Collec
     Args:
       state_dict: official name -> array, or anything with `shape` and `dtype` that `np.asarray`
         reads; nothing is read before all names and shapes are right.
-      adapt: what may differ: "classes" (the heads start anew, or are left out for `num_classes` 0),
-        "image_size" (position tables are resized), "parts" (what one of the model's options brings
-        and the file lacks starts anew: SViTE's selector beside DeiT's weights).
+      adapt: what may differ: "classes" (for another number of them the heads start anew, or are
+        left out for `num_classes` 0), "heads" (they start anew in any case), "image_size" (position
+        tables are resized), "parts" (what one of the model's options brings and the file lacks
+        starts anew: SViTE's selector beside DeiT's weights).
       seed: of what starts anew.
     Raises:
       ValueError: lists every entry that is missing, not expected, of another shape or dtype, not
@@ -100,9 +101,9 @@ def from_torch(model: nn.Module, state_dict: Mapping[str, Any], *, adapt: Collec
              np.asarray(value) for name, value in state_dict.items()
              if name.rpartition(".")[2] not in COUNTED}
     fresh, tables = set(), {}
+    if "classes" in adapt or "heads" in adapt:
+        fresh = _drop_heads(model, expected, given, "heads" in adapt)
     if _wrong(expected, given):
-        if "classes" in adapt:
-            fresh = _drop_heads(model, expected, given)
         if "image_size" in adapt:
             tables, replaced = _resized(model, expected, given)
             fresh |= replaced
@@ -164,15 +165,16 @@ def _varying(model: nn.Module, expected: Mapping[str, Place], **changed) -> dict
             if name not in expected or name not in other or other[name].shape != place.shape}
 
 
-def _drop_heads(model: nn.Module, expected: Mapping[str, Place], given: dict) -> set[Path]:
-    """Takes the heads out of `given` where their class count is another, and returns the paths that
-    need new ones; all heads together, since half an old head is none."""
+def _drop_heads(model: nn.Module, expected: Mapping[str, Place], given: dict,
+                always: bool) -> set[Path]:
+    """Takes the heads out of `given` where their class count is another, or `always`, and returns
+    the paths that need new ones; all heads together, since half an old head is none."""
     heads = _varying(model, expected, num_classes=model.num_classes + 1)
     own = {name: place for name, place in heads.items() if name in expected}
     wrong = _wrong(own, {name: given[name] for name in heads.keys() & given.keys()})
     otherwise = [name for name in wrong if name in own and name in given
                  and tuple(given[name].shape)[1:] != own[name].shape[1:]]
-    if not wrong or otherwise:
+    if otherwise or not (wrong or always):
         return set()
     for name in heads:
         given.pop(name, None)

@@ -23,7 +23,8 @@ FREE = ("name", "drop_path", "scan", "remat")
 def given_weights(model: nn.Module, source: str, seed: int = 0,
                   options: Mapping[str, Any] = {}, *,
                   kind: Literal["raw", "ema"] | None = None,
-                  adapt: tuple[Literal["classes", "image_size", "parts"], ...] = ()) -> dict:
+                  adapt: tuple[Literal["classes", "heads", "image_size", "parts"],
+                               ...] = ()) -> dict:
     """The variables that a file, a workdir or one of its steps holds for `model`, numpy arrays.
 
     Args:
@@ -32,9 +33,10 @@ def given_weights(model: nn.Module, source: str, seed: int = 0,
       options: the config's `model`, for a warning where an export had others.
       kind: raw or averaged weights; `None` takes those that the authors evaluate, and of a workdir
         the averaged ones where it has them.
-      adapt: what may differ from the model: "classes" makes the heads anew (or leaves them out),
-        "image_size" resizes the position tables, "parts" makes anew what an option brings and the
-        weights lack, as a token selector.
+      adapt: what may differ from the model: "classes" makes the heads anew (or leaves them out)
+        where their number is another, "heads" makes them anew in any case, "image_size" resizes the
+        position tables, "parts" makes anew what an option brings and the weights lack, as a token
+        selector.
     Raises:
       ValueError: they cannot be read or do not fit, with every reason.
     """
