@@ -21,6 +21,7 @@ RECIPES = {
     "deit:model=deit_base_distilled_patch16_384": ("deit_base_distilled_patch16_384", 384, {""}),
     "scala": ("deit_small_distilled_patch16_224_scala", 224, WIDTHS),
     "scala:base,4": ("deit_base_distilled_patch16_224_scala", 224, WIDTHS),
+    "scala:4,probe=x": ("deit_small_distilled_patch16_224_scala", 224, WIDTHS),
     "dvt": ("DVT_T2t_vit_12", 224, EXITS),
     "dvt:deit_small": ("DVT_Deit_small", 224, EXITS),
     "sret": ("sret_lt", 224, {""}),

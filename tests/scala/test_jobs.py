@@ -4,10 +4,13 @@ import json
 
 import jax
 import numpy as np
+from PIL import Image
 import pytest
+from sklearn.datasets import load_digits
 
 import vit_efficient
 from vit_efficient import interop, rooms
+from vit_efficient.main import main
 from vit_efficient.pretrained import given_weights
 from vit_efficient.scala import timing
 from vit_efficient.scala.jobs import benchmark, evaluate, export
@@ -16,13 +19,13 @@ from vit_efficient.train import train
 from vit_efficient.weights import files
 from vit_efficient.zoo import create_model
 
-SMALL = {"epochs": 2.0, "model.width": 32, "model.depth": 1, "model.num_heads": 2,
-         "phases.full_epochs": 1.0, "optim.warmup_epochs": 0.0, "validation.every_epochs": 2.0}
+SMALL = {"epochs": 8.0, "model.width": 32, "model.depth": 1, "model.num_heads": 2,
+         "phases.full_epochs": 1.0, "optim.warmup_epochs": 0.0, "validation.every_epochs": 8.0}
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """A run of two epochs, of which the first trains the full net alone."""
+    """A run of eight epochs, of which the first trains the full net alone."""
     folder = tmp_path_factory.mktemp("scala") / "run"
     scores = train(vit_efficient.config("scala:digits", SMALL), folder)
     assert {f"top1_width{ratio:g}" for ratio in (0.25, 0.5, 0.75, 1.0)} <= scores.keys()
@@ -131,3 +134,74 @@ def test_times_are_of_the_rounds_after_the_first():
     seconds = timing.in_turns(programs, rounds=2, steps=3, clock=lambda: next(clock))
     assert seconds == {"a": [1 / 3, 1 / 3], "b": [1 / 3, 1 / 3]}
     assert "".join(calls) == "ab" + 2 * "aaabbb"
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """Clips of one to five pictures of the digit that is their class: 16 of each for training."""
+    folder, digits = tmp_path_factory.mktemp("clips"), load_digits()
+    for name in "01":
+        pictures = iter(digits.images[digits.target == int(name)])
+        for i in range(28):
+            place = folder / ("train" if i < 16 else "val") / name / f"clip{i}"
+            place.mkdir(parents=True)
+            for frame in range(1 + i % 5):
+                pixels = np.uint8(np.rint(next(pictures) * 255 / 16))
+                Image.fromarray(pixels).save(place / f"{frame}.png")
+    return folder
+
+
+def probing(run, clips, workdir, *flags: str) -> list[str]:
+    """A command line that probes what lies in the folder `run` on clips."""
+    changed = {key: value for key, value in SMALL.items() if key.startswith("model.")} | {
+        "epochs": 20.0, "batch_size": 8, "optim.lr": 0.02, "optim.weight_decay": 0.1,
+        "validation.every_epochs": 20.0, "data.source": "clips", "data.path": clips,
+        "data.frames": 3}
+    return [f"--config=scala:digits,probe={run}", f"--workdir={workdir}",
+            *(f"--config.{key}={value}" for key, value in changed.items()), *flags]
+
+
+def test_a_probe_on_clips_learns_and_leaves_the_rest_as_it_was(workdir, clips, tmp_path, capsys):
+    folder = tmp_path / "probe"
+    assert main(probing(workdir, clips, folder)) == 0
+    model = create_model("scala", num_classes=2, image_size=32, width=32, depth=1, num_heads=2,
+                         patch_size=8, granularity=0.25)
+    before = given_weights(model, str(workdir), adapt=("heads",))["params"]
+    after = given_weights(model, str(folder))["params"]
+    assert not np.array_equal(before.pop("head")["kernel"], after.pop("head")["kernel"])
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+    capsys.readouterr()
+    assert main([f"--workdir={folder}", "--job=evaluate", "--rounds=1"]) == 0
+    text = capsys.readouterr().out
+    assert "24 images of val" in text and "never trained" not in text
+    with open(folder / "widths.csv", encoding="utf-8") as table:
+        scores = {row["ratio"]: float(row["top1"]) for row in csv.DictReader(table)}
+    assert scores.keys() == {"0.25", "0.5", "0.75", "1.0"}
+    assert min(scores.values()) > 0.6 and scores["1.0"] > 0.8, scores
+
+
+def test_a_model_of_one_width_is_probed_by_the_same_recipe(workdir, clips, tmp_path, capsys):
+    """The weights of a Scala are those of a DeiT."""
+    folder = tmp_path / "probe"
+    assert main(probing(workdir, clips, folder, "--config.model.name=deit")) == 0
+    assert main([f"--workdir={folder}", "--job=evaluate"]) == 0
+    score = float(capsys.readouterr().out.split("top-1 ")[-1].split()[0])
+    assert score > 80
+    assert main([f"--workdir={folder}", "--job=evaluate", "--ratios=0.5"]) == 2
+    assert "model.name = deit has one width" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag, message", [
+    ("--config.optim.trained=()", "set optim.trained = ('head*',)"),
+    ("--config.data.frames=None", "data.frames = None: data.source = clips needs it"),
+    ("--config.init_from=/nowhere", "init_from = /nowhere")])
+def test_a_probe_that_cannot_be_is_one_error(workdir, clips, tmp_path, capsys, flag, message):
+    command = [word for word in probing(workdir, clips, tmp_path / "x")
+               if word.partition("=")[0] != flag.partition("=")[0]]
+    assert main([*command, flag]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "x").exists()
+
+
+def test_a_probe_has_no_teacher(capsys):
+    assert main(["--config=scala:probe=x,teacher=y"]) == 2
+    assert "probe= and teacher=: a probe has no teacher" in capsys.readouterr().err

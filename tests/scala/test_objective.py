@@ -10,8 +10,9 @@ import pytest
 from vit_efficient.objective import Forward, supervised
 from vit_efficient.phases import Length, Phase
 from vit_efficient.scala import objective
-from vit_efficient.scala.objective import draw, drawn, scala, separate
+from vit_efficient.scala.objective import scala, separate
 from vit_efficient.scala.phases import FULL, full_net_first
+from vit_efficient.scala.widths import draw, drawn
 from vit_efficient.zoo import create_model
 
 KEY = jax.random.key(0)

@@ -13,7 +13,7 @@ import numpy as np
 
 from vit_efficient import (benchmark as benchmarks, device, export as exports, interop,
                            start as starts, state as states, summary)
-from vit_efficient.evaluate import Validation
+from vit_efficient.evaluate import Validation, evaluate as evaluate_one
 from vit_efficient.limits import Count, Fraction
 from vit_efficient.run import assemble
 from vit_efficient.scala import timing
@@ -26,7 +26,8 @@ def evaluate(config: ConfigDict, workdir: Path, *, ratios: tuple[Fraction, ...] 
              split: Literal["train", "val"] = "val", weights: str = "best", rounds: Count = 5,
              out: str = "") -> list[dict[str, Any]]:
     """Scores a checkpoint of `workdir`, or where it has none the weights of `init_from`, at many
-    widths; prints a table, returns its rows, stores it as CSV and draws it.
+    widths; prints a table, returns its rows, stores it as CSV and draws it. A model of one width,
+    as a DeiT beside it, has the engine's evaluation, whose scores are one row.
 
     Args:
       ratios: widths, by default all that the model is trained at; others that leave each head
@@ -37,6 +38,9 @@ def evaluate(config: ConfigDict, workdir: Path, *, ratios: tuple[Fraction, ...] 
     Raises:
       ValueError: a width that the model cannot have, with those that it can; no such checkpoint.
     """
+    if "granularity" not in config.model:
+        _check_one_width(config, "ratios", ratios)
+        return [evaluate_one(config, workdir, split=split, weights=weights)]
     device.refuse_accidental_cpu()
     free = create_model(image_size=config.data.image_size,
                         **{**config.model, "granularity": None})
@@ -47,9 +51,7 @@ def evaluate(config: ConfigDict, workdir: Path, *, ratios: tuple[Fraction, ...] 
     device.compile_cache()
     step, fields = starts.weights(run, Path(workdir), weights)
     values = Validation(run, split, **config.validation)(fields, step)
-    chosen = states.weights(fields)
-    seconds = timing.in_turns(timing.forward_passes(run, {"params": chosen["params"], **chosen["collections"]},
-                                      widths), rounds)
+    seconds = timing.in_turns(timing.forward_passes(run, states.weights(fields), widths), rounds)
     rows = []
     for ratio in widths:
         net, end = model.subnet(ratio), f"_width{ratio:g}"
@@ -104,6 +106,8 @@ def export(config: ConfigDict, workdir: Path, *, out: str, ratio: Fraction | Non
     """
     if ratio is None:
         return exports.export(config, workdir, out=out, weights=weights, kind=kind)
+    if "granularity" not in config.model:
+        _check_one_width(config, "ratio", ratio)
     path = Path(out).expanduser()
     files.check_new(path)
     model, variables, about = exports.chosen(config, Path(workdir), weights, kind)
@@ -140,13 +144,20 @@ def benchmark(config: ConfigDict, workdir: Path, *, rounds: Count = 5, steps: Co
     result = benchmarks.benchmark(config, workdir, rounds=rounds, steps=steps,
                                   input_batches=input_batches, against=against)
     run = assemble(config)
-    result["widths"] = timing.time_widths(run, rounds, steps)
-    if config.objective.name == "scala":
-        result["nets"] = timing.time_nets(run, rounds, steps)
-    print(timing.table(result))
+    if "ratio" in run.model.knobs:
+        result["widths"] = timing.time_widths(run, rounds, steps)
+        if config.objective.name == "scala":
+            result["nets"] = timing.time_nets(run, rounds, steps)
+        print(timing.table(result))
     if out:
         Path(out).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return result
+
+
+def _check_one_width(config: ConfigDict, flag: str, given: Any) -> None:
+    """ValueError where a flag names a width of a model that has one."""
+    if given:
+        raise ValueError(f"--{flag}={given}: model.name = {config.model.name} has one width")
 
 
 def _evaluating(config: ConfigDict, widths: tuple[float, ...]) -> ConfigDict:
@@ -160,7 +171,7 @@ def _evaluating(config: ConfigDict, widths: tuple[float, ...]) -> ConfigDict:
 
 def _trained(config: ConfigDict, model: Scala) -> tuple[float, ...]:
     """The widths that the config trains; the full one alone where its objective is another."""
-    if config.objective.name != "scala" or not config.model.granularity:
+    if config.objective.name not in ("scala", "probe") or not config.model.granularity:
         return (model.largest_ratio,)
     return model.clone(granularity=config.model.granularity).ratios
 

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_efficient import sharding
+from vit_efficient.deit.objective import teacher_logits
 from vit_efficient.objective import Forward, supervised
 from vit_efficient.phases import Phase
 from vit_efficient.run import Run
-from vit_efficient.scala.objective import draw
+from vit_efficient.scala.widths import draw
 
 
 def in_turns(programs: dict[Hashable, Callable[[], Any]], rounds: int, steps: int = 1,
@@ -31,11 +32,12 @@ def in_turns(programs: dict[Hashable, Callable[[], Any]], rounds: int, steps: in
     return seconds
 
 
-def forward_passes(run: Run, variables: dict, widths: tuple[float, ...]) -> dict[float, Callable]:
+def forward_passes(run: Run, weights: dict, widths: tuple[float, ...]) -> dict[float, Callable]:
     """Of each width the evaluation pass of a batch of zeros."""
-    images = images_of(run, np.zeros)
-    return {ratio: partial(jax.jit(partial(run.model.apply, ratio=ratio)), variables, images)
-            for ratio in widths}
+    images, forward = images_of(run, np.zeros), Forward(run.model, Phase(), {})
+    programs = {ratio: jax.jit(lambda weights, images, ratio=ratio: forward(
+        weights["params"], weights, images, None, ratio=ratio)[0]) for ratio in widths}
+    return {ratio: partial(program, weights, images) for ratio, program in programs.items()}
 
 
 def images_of(run: Run, values: Callable[[tuple[int, ...]], np.ndarray]) -> jax.Array:
@@ -47,9 +49,8 @@ def images_of(run: Run, values: Callable[[tuple[int, ...]], np.ndarray]) -> jax.
 def time_widths(run: Run, rounds: int, steps: int) -> dict[str, dict[str, float]]:
     """Of each trained width the multiply-adds and the time of an evaluation pass, as shares of the
     widest one's (median of the rounds)."""
-    params = run.fresh_state().params
-    seconds = in_turns(forward_passes(run, {"params": params}, run.model.ratios), rounds, steps,
-                       _clock())
+    weights = {"params": run.fresh_state().params, "collections": {}}
+    seconds = in_turns(forward_passes(run, weights, run.model.ratios), rounds, steps, _clock())
     widest = run.model.ratios[-1]
     macs = {ratio: sum(run.model.macs(ratio=ratio).values()) for ratio in seconds}
     return {f"{ratio:g}": {
@@ -82,8 +83,8 @@ def time_nets(run: Run, rounds: int, steps: int) -> dict[str, float]:
                 plain[ratio] = partial(*_gradients(model.subnet(ratio)), batch, key)
         turn = {ratio: plain[ratio] for ratio in widths}
         if run.teacher:
-            turn["teacher"] = partial(jax.jit(run.teacher[0].apply), {
-                "params": fixed["teacher"]["params"], **fixed["teacher"]["collections"]}, images)
+            teacher = jax.jit(partial(teacher_logits, Forward(run.teacher[0], Phase(), {})))
+            turn["teacher"] = partial(teacher, fixed, images)
         turn["step"] = partial(gradients, params, fixed, batch, key)
         seconds = {name: each[0] for name, each in in_turns(turn, 1, steps, _clock()).items()}
         pairs.append((seconds.pop("step"), sum(seconds.values())))
