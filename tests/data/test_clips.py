@@ -118,6 +118,7 @@ def test_processes_together_hold_the_batch_of_one_and_workers_change_nothing(fol
     data = opened(folder)
     whole = batches(data.train)[1]
     parts = [batches(data.train, Share((p,), 2))[1] for p in range(2)]
+    assert whole.pop("bad") == {}
     for name, expected in whole.items():
         np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), expected)
     mesh = jax.sharding.Mesh(np.array(jax.devices("cpu")[:4]), ("data",))
