@@ -6,6 +6,7 @@ Expected top-1 at widths 0.25, 0.5, 0.75, 1 (the authors' numbers): S with 13 wi
     python -m vit_efficient.main --config=configs/scala.py:imagefolder=PATH,teacher=deit_small.pth
     python -m vit_efficient.main --config=configs/scala.py:base,7,imagefolder=PATH,teacher=FILE
     python -m vit_efficient.main --config=configs/scala.py:digits
+    python -m vit_efficient.main --config=configs/scala.py:digits --config.model.name=asvit_tiny
     python -m vit_efficient.main --config=configs/scala.py:base,7,imagefolder=PATH --job=evaluate \\
         --config.init_from=scala_b_7.pth
 

@@ -18,7 +18,7 @@ from vit_efficient.layers.position import resize_bicubic
 from vit_efficient.objective import Forward
 from vit_efficient.phases import Length, Phase
 from vit_efficient.scala import objective
-from vit_efficient.scala.models import Scala, standalone
+from vit_efficient.scala.models import Scala
 from vit_efficient.scala.phases import FULL, full_net_first
 from vit_efficient.zoo import create_model
 
@@ -68,11 +68,11 @@ def inner(model: Scala, variables: dict, x: np.ndarray, ratio: float) -> dict[st
     net = model.subnet(ratio).clone(scan=False)
 
     @jax.jit
-    def run(params, x):
-        return net.apply({"params": params}, x, method="features", capture_intermediates=True,
+    def run(narrow, x):
+        return net.apply(narrow, x, method="features", capture_intermediates=True,
                          mutable=["intermediates"])
 
-    features, captured = run(model.sliced(variables["params"], ratio), x)
+    features, captured = run(model.sliced(variables, ratio), x)
     tokens = features["tokens"]
     found = {"patch_embed": features["patch_embed"], "tokens_in": features["tokens_in"],
              "feat": tokens, "feat_cls": tokens[:, 0], "feat_dist": tokens[:, 1]}
@@ -120,7 +120,7 @@ def export(fixture: Fixture) -> None:
     assert model.smallest_ratio == config["smallest_ratio"]
     assert model.largest_ratio == config["largest_ratio"]
     for ratio in config["ratios"]:
-        net, weights = standalone(model, variables, ratio)
+        net, weights = model.subnet(ratio), model.sliced(variables, ratio)
         state = interop.to_torch(net, weights)
         assert config["standalone"][f"{ratio}"].plain() == {
             "embed_dim": net.width, "num_heads": net.num_heads,

@@ -1,6 +1,9 @@
 """Every width evaluated, one of them exported: by the real jobs on a small run."""
 import csv
+from functools import partial
+import importlib.util
 import json
+import sys
 
 import jax
 import numpy as np
@@ -9,7 +12,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 import vit_efficient
-from vit_efficient import interop, rooms
+from vit_efficient import against, interop, rooms
 from vit_efficient.main import main
 from vit_efficient.pretrained import given_weights
 from vit_efficient.scala import timing
@@ -104,6 +107,69 @@ def test_an_untrained_width_is_exported_only_by_force(workdir, config, tmp_path)
     assert not path.exists()
     export(config, workdir, out=str(path), ratio=0.625, force=True)
     assert path.exists()
+
+
+SLIM = {"asvit": {"model.arch": "4,2,2|2,1,1|2,1,1|3,1,1|8,8"},
+        "sret": {"model.base_dims": (8, 8), "model.heads": (1, 2), "model.depth": (2, 2),
+                 "model.recursive_num": (1, 1), "model.groups1": (4, 1), "model.groups2": (2, 1)}}
+
+
+@pytest.mark.parametrize("name", SLIM)
+def test_another_papers_model_is_evaluated_and_exported_at_each_width(name, tmp_path, capsys):
+    """Random weights, given as an official file; a narrow file makes the narrow model."""
+    config = vit_efficient.config("scala:digits", {
+        "model.name": name, "init_from": str(tmp_path / "all.pth"), **SLIM[name]})
+    model = create_model(**config.model, num_classes=10, image_size=32)
+    rng = np.random.default_rng(0)
+    files.write(tmp_path / "all.pth", interop.to_torch(model, jax.tree.map(
+        lambda x: np.float32(rng.uniform(-0.3, 0.5, x.shape)) ** 2, interop.shapes(model))),
+        container="model", about={}, extras={})
+    rows = evaluate(config, tmp_path / "run", ratios=(0.25, 1.0), rounds=1,
+                    out=str(tmp_path / "x.csv"))
+    assert [(row["ratio"], row["channels"]) for row in rows] == [(0.25, 2), (1.0, 8)]
+    assert [row["macs"] for row in rows] == [sum(model.macs(ratio=r).values()) for r in (0.25, 1)]
+    assert "GMACs" in (text := capsys.readouterr().out) and "GFLOPs" not in text
+    about = export(config, tmp_path / "run", out=str(tmp_path / "half.pth"), ratio=0.5)
+    assert float(capsys.readouterr().out.split("within ")[1].split()[0]) < 1e-5
+    net = create_model(**about["model"])
+    assert net.widths[0] == 4 and net.heads == model.heads
+    narrow = given_weights(net, str(tmp_path / "half.pth"))
+    images = np.random.default_rng(0).normal(size=(3, 32, 32, 3)).astype(np.float32)
+    predict = predictor(model, given_weights(model, str(tmp_path / "all.pth")))
+    np.testing.assert_allclose(jax.nn.softmax(net.apply(narrow, images)),
+                               predict(images, ratio=0.5), atol=1e-5)
+
+
+@pytest.fixture
+def VisionTransformer(monkeypatch):
+    """timm's, which imports torchvision and does not need it."""
+    pytest.importorskip("torch")
+    if importlib.util.find_spec("torchvision") is None:
+        monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, against._Absent()])
+    yield pytest.importorskip("timm.models.vision_transformer").VisionTransformer
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+        if isinstance(sys.modules[name], against._Anything):
+            del sys.modules[name]
+
+
+def test_timm_has_the_logits_of_an_exported_width(VisionTransformer, workdir, config, tmp_path):
+    """timm's own model with the sizes that stand in the file, loaded strictly."""
+    import torch
+    about = export(config, workdir, out=str(tmp_path / "half.pth"), ratio=0.5)
+    tree = torch.load(tmp_path / "half.pth", weights_only=True)
+    sizes, shape = about["timm"], about["model"]
+    theirs = VisionTransformer(
+        img_size=shape["image_size"], patch_size=shape["patch_size"], depth=shape["depth"],
+        num_classes=shape["num_classes"], embed_dim=sizes["embed_dim"],
+        num_heads=sizes["num_heads"],
+        norm_layer=partial(torch.nn.LayerNorm, eps=sizes["layer_norm_eps"])).eval()
+    theirs.load_state_dict(tree["model"], strict=True)
+    model = create_model(**config.model, num_classes=10, image_size=32)
+    images = np.random.default_rng(0).normal(size=(3, 32, 32, 3)).astype(np.float32)
+    with torch.inference_mode():
+        found = theirs(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+    expected = model.apply(given_weights(model, str(workdir)), images, ratio=0.5)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_the_whole_model_is_exported_in_the_official_layout(workdir, config, tmp_path):

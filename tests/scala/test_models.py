@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from vit_efficient import interop
-from vit_efficient.scala.models import Scala, scala, standalone
+from vit_efficient.deit.models import DeiT
+from vit_efficient.scala.models import Scala, scala
 from vit_efficient.zoo import create_model, list_models
 
 toy = partial(scala, 10, 32, width=48, depth=2, num_heads=3, patch_size=8, drop_path=0.0)
@@ -73,7 +74,7 @@ def test_there_are_nine_variants_and_the_free_one():
 @pytest.mark.parametrize("options, message", [
     (dict(smallest_ratio=1.0), "model.smallest_ratio = 1.0: must be above 0 and below"),
     (dict(smallest_ratio=0.0), "model.smallest_ratio = 0.0: must be above 0"),
-    (dict(granularity=0.03125), "model.granularity = 0.03125: heads of 16 channels"),
+    (dict(granularity=0.03125), "model.granularity = 0.03125: the 3 heads of width 48 allow"),
     (dict(granularity=0.1), "multiples of 1/16, the nearest is 0.125"),
     (dict(granularity=0.25, smallest_ratio=0.375), "model.smallest_ratio = 0.375: must be a mul"),
     (dict(granularity=0.25, largest_ratio=0.875), "model.largest_ratio = 0.875: must be a multi"),
@@ -108,7 +109,7 @@ def test_any_width_needs_whole_channels_in_each_head(ratio, near):
 def test_a_ratio_is_snapped_before_sides_are_chosen():
     model = toy(smallest_ratio=0.3125)
     variables = filled(model)
-    exact, near = (model.sliced(variables["params"], ratio) for ratio in (0.3125, 0.3125 - 9e-7))
+    exact, near = (model.sliced(variables, ratio)["params"] for ratio in (0.3125, 0.3125 - 9e-7))
     jax.tree.map(np.testing.assert_array_equal, exact, near)
     np.testing.assert_array_equal(exact["norm"]["scale"], variables["params"]["norm"]["scale"][:15])
 
@@ -120,8 +121,8 @@ def test_a_ratio_is_snapped_before_sides_are_chosen():
 def test_sides_of_a_distilled_model(sides, ratio, firsts):
     """`firsts`: of the blocks and the patch embedding; of tokens, positions, norm and heads."""
     model = toy(distilled=True, smallest_ratio=0.5, sides=sides)
-    whole, C = filled(model)["params"], round(48 * ratio)
-    slices, whole = flat(model.sliced(whole, ratio)), flat(whole)
+    whole, C = filled(model), round(48 * ratio)
+    slices, whole = (flat(tree["params"]) for tree in (model.sliced(whole, ratio), whole))
     ends = [slice(0, C) if first else slice(48 - C, 48) for first in firsts]
     for name in ("patch_embed/proj/kernel", "blocks_1/norm2/bias", "blocks_0/mlp/fc2/bias"):
         np.testing.assert_array_equal(slices[name], whole[name][..., ends[0]])
@@ -135,10 +136,12 @@ def test_sides_of_a_distilled_model(sides, ratio, firsts):
 def test_queries_keys_and_values_apart():
     model = toy(qkv_slice="each")
     whole = filled(model)["params"]["blocks_0"]["attn"]["qkv"]
-    part = model.sliced(filled(model)["params"], 0.5)["blocks_0"]["attn"]["qkv"]
+    part = model.sliced(filled(model), 0.5)["params"]["blocks_0"]["attn"]["qkv"]
     kept = np.concatenate([np.arange(start + 24, start + 48) for start in (0, 48, 96)])
-    np.testing.assert_array_equal(part["kernel"], whole["kernel"][24:][:, kept])
-    np.testing.assert_array_equal(part["bias"], whole["bias"][kept])
+    # the scale of heads of 16 channels for queries of heads of 8
+    scale = np.repeat(np.float32([(8 / 16) ** 0.5, 1, 1]), 24)
+    np.testing.assert_array_equal(part["kernel"], whole["kernel"][24:][:, kept] * scale)
+    np.testing.assert_array_equal(part["bias"], whole["bias"][kept] * scale)
 
 
 @pytest.mark.parametrize("options", [dict(), dict(qkv_slice="each", distilled=True),
@@ -146,8 +149,8 @@ def test_queries_keys_and_values_apart():
 def test_a_standalone_slice_gives_the_logits_of_the_width(options):
     model = toy(**options)
     variables = filled(model)
-    net, weights = standalone(model, variables, 0.75)
-    assert (net.width, net.num_heads, net.scale, net.epsilon) == (36, 3, None, 1e-5)
+    net, weights = model.subnet(0.75), model.sliced(variables, 0.75)
+    assert type(net) is DeiT and (net.width, net.num_heads, net.epsilon) == (36, 3, 1e-5)
     np.testing.assert_allclose(jax.jit(net.apply)(weights, images()),
                                jax.jit(partial(model.apply, ratio=0.75))(variables, images()),
                                atol=1e-5)
@@ -164,14 +167,14 @@ def test_gradients_reach_the_slice_and_nothing_else():
         return sum(jnp.square(output).sum() for output in outputs)
 
     grads = grads(variables["params"])
-    inside = jax.tree.map(np.ones_like, variables["params"])
-    _, back = jax.vjp(lambda params: model.sliced(params, 0.5), inside)
+    inside = jax.tree.map(np.ones_like, variables)
+    _, back = jax.vjp(lambda variables: model.sliced(variables, 0.5), inside)
     marks = back(model.sliced(inside, 0.5))[0]
-    for name, mark in flat(marks).items():
+    for name, mark in flat(marks["params"]).items():
         grad = flat(grads)[name]
         assert not grad[mark == 0].any(), name
         # a constant added to all keys moves no attention weight: their bias has no gradient
-        assert np.mean(grad[mark == 1] != 0) > 0.6, name
+        assert np.mean(grad[mark > 0] != 0) > 0.6, name
 
 
 def test_scan_and_remat_change_nothing():
@@ -204,7 +207,7 @@ def test_the_largest_width_below_one_is_the_default_and_cuts_positions():
     variables = filled(model)
     assert variables["params"]["pos_embed"].shape == (1, 16, 48)
     assert model.ratios[-1] == 0.75 and model.ratios[0] == 0.25
-    table = model.sliced(variables["params"])["pos_embed"]
+    table = model.sliced(variables)["params"]["pos_embed"]
     np.testing.assert_array_equal(table, variables["params"]["pos_embed"][..., :36])
     logits = [jax.jit(partial(model.apply, **knobs))(variables, images())
               for knobs in (dict(), dict(ratio=0.75))]

@@ -1,5 +1,6 @@
 """Scala's training: which widths a step draws, who teaches whom, what a step leaves untouched."""
 from collections import Counter
+from functools import partial
 
 from hypothesis import given, strategies as st
 import jax
@@ -26,8 +27,8 @@ def toy(**options):
 
 def made(model, phase: Phase = Phase(), teacher=None, **options):
     """The objective of `model`, "class" being taught where it has no second head."""
-    taught = {} if model.distilled else {"taught": "class"}
-    return scala(Forward(model, phase, {}), phase, teacher, **taught | options)
+    usual = {"ratios": None} if model.distilled else {"ratios": None, "taught": "class"}
+    return scala(Forward(model, phase, {}), phase, teacher, **usual | options)
 
 
 def batch(count: int = 8) -> dict:
@@ -125,6 +126,32 @@ def test_a_drawn_step_trains_the_widths_that_its_key_draws():
     assert len(seen) > 2
 
 
+@pytest.mark.parametrize("granularity, count", [(1 / 16, 13), (1 / 32, 25)])
+def test_a_step_holds_each_width_once(granularity, count):
+    """Not each pair of widths: so many forward passes are traced, and with them compiled."""
+    model = create_model("scala", num_classes=5, image_size=8, width=32, depth=1, num_heads=1,
+                         patch_size=4, granularity=granularity)
+    params = jax.eval_shape(model.init, KEY, jnp.zeros((1, 8, 8, 3)))["params"]
+    traced = jax.make_jaxpr(made(model).gradients)(params, {"collections": {}, "step": 0}, batch(),
+                                                   KEY)
+    widths = Counter(patch_embeddings(traced.jaxpr))
+    assert widths == {round(32 * ratio): 1 for ratio in model.ratios} and len(widths) == count
+
+
+def patch_embeddings(jaxpr) -> list[int]:
+    """Channels of each convolution of images to their 2 x 2 patches, in every branch."""
+    found = []
+    for eqn in jaxpr.eqns:
+        shape = eqn.outvars[0].aval.shape
+        if eqn.primitive.name == "conv_general_dilated" and shape[:3] == (8, 2, 2):
+            found.append(shape[3])
+        for value in eqn.params.values():
+            for part in value if isinstance(value, tuple) else (value,):
+                part = getattr(part, "jaxpr", part)
+                found += patch_embeddings(part) if hasattr(part, "eqns") else []
+    return found
+
+
 def test_isolated_activation_keeps_the_smallest_net_apart():
     """Up to width 0.75 an intermediate net shares no block weight with the smallest one."""
     model = toy()
@@ -201,12 +228,22 @@ def forward(params, fixed, images, key, ratio=1.0):
     return params["scale"] * ratio * LOGITS, fixed["collections"]
 
 
+forward.model = toy()
+
+
 def test_every_width_is_scored_and_the_last_one_counts():
     alone = separate(forward, Phase(), None, ratios=(0.5, 1.0))
     found = alone.predictions(forward, {"scale": 1.0}, {"collections": {}}, None)
     assert list(found) == ["", "width0.5", "width1"] and alone.needs == ("ratio",)
     for name, ratio in (("", 1), ("width0.5", 0.5), ("width1", 1)):
         np.testing.assert_array_equal(found[name], ratio * LOGITS)
+
+
+def test_a_width_to_be_scored_must_be_one_of_the_models():
+    model = Forward(toy(smallest_ratio=0.5), Phase(), {})
+    for make in (separate, partial(scala, taught="class")):
+        with pytest.raises(ValueError, match="objective.ratios: ratio = 0.25: the widths are 0.5,"):
+            make(model, Phase(), None)
 
 
 def test_without_a_list_all_widths_are_scored():

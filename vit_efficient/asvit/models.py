@@ -19,7 +19,8 @@ from vit_efficient.layers.mlp import Mlp
 from vit_efficient.layers.norm import LayerNorm
 from vit_efficient.layers.patch import conv, tokens
 from vit_efficient.layers.position import resize_table
-from vit_efficient.limits import Count, Positive, Rate
+from vit_efficient.limits import Count, Fraction, Positive, Rate
+from vit_efficient.slimmable import Slimmable, check_widths
 
 EPSILON = 1e-5
 
@@ -165,12 +166,13 @@ class Stage(nn.Module):
         return x, Merge(*self.merge, self.dtype, name="downsample")(x) if self.merge else x
 
 
-class AsViT(nn.Module):
+class AsViT(Slimmable, nn.Module):
     """Images [B, S, S, 3] -> logits float32 [B, K]; with `num_classes=0` the tanh vector [B, D].
 
     `stride` and `dilation` (`None`: the auto rule) are the tokenization; (4, 1) is the official
     model. The position table is stored once, for the grid at stride 4 and `image_size`, and
-    averaged or resized for others.
+    averaged or resized for others. At a width `ratio` below 1 it is the As-ViT of the same topology
+    whose first stage has that share of the channels.
     """
     arch: Topology
     num_classes: int = 1000
@@ -186,8 +188,10 @@ class AsViT(nn.Module):
     scan: bool = False
     remat: bool = False
     dtype: jnp.dtype = jnp.float32
+    smallest_ratio: float = 0.25
+    granularity: float | None = None
 
-    knobs: ClassVar[tuple[str, ...]] = ("stride", "dilation")
+    knobs: ClassVar[tuple[str, ...]] = ("stride", "dilation", "ratio")
     no_decay: ClassVar[tuple[str, ...]] = ("absolute_pos_embed",)
     order: ClassVar[tuple[str, ...]] = (
         "absolute_pos_embed", "patch_embed", "layers", "blocks", "norm1", "attn", "qkv", "proj",
@@ -195,15 +199,43 @@ class AsViT(nn.Module):
     optional: ClassVar[dict[str, str]] = {"absolute_pos_embed": "ape"}
     container: ClassVar[str] = ""           # official files are bare state_dicts
 
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """Heads of the stages."""
+        return self.arch.num_heads
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of the stages."""
+        return self.arch.widths
+
+    @property
+    def parts(self) -> int:
+        """Those of the first stage: the others double its channels, but for MAX_WIDTH."""
+        heads, width = self.heads[0], self.widths[0]
+        return 1 if width % heads else width // heads
+
+    def narrowed(self, ratio: float) -> "AsViT":
+        """The As-ViT with this share of the channels in its first stage."""
+        arch = self.arch._replace(width=round(ratio * self.arch.width))
+        return self.clone(arch=arch, granularity=None, parent=None, name=None)
+
+    def narrow_options(self, ratio: float) -> dict[str, str]:
+        """By which name and options the zoo makes that narrow model."""
+        return {"name": "asvit", "arch": str(self.narrowed(ratio).arch)}
+
     def __call__(self, images: jax.Array, *, train: bool = False, stride: int = 4,
-                 dilation: int | None = None) -> jax.Array:
-        return self.features(images, train=train, stride=stride, dilation=dilation)["logits"]
+                 dilation: int | None = None, ratio: float | None = None) -> jax.Array:
+        return self.features(images, train=train, stride=stride, dilation=dilation,
+                             ratio=ratio)["logits"]
 
     @nn.compact
     def features(self, images: jax.Array, *, train: bool = False, stride: int = 4,
-                 dilation: int | None = None) -> dict:
+                 dilation: int | None = None, ratio: float | None = None) -> dict:
         """`logits` [B, K]; `pooled_norm` [B, D], the head's input; `pooled_raw` [B, D], without the
         last norm (for the training-free measurements); `grids`, each stage's [B, r, r, d]."""
+        if self.width_ratio(ratio) < 1:
+            return self.narrow_features(images, ratio, train, stride=stride, dilation=dilation)
         arch, init = self.arch, nn.initializers.normal(0.02)
         if images.shape[1] != images.shape[2]:
             raise ValueError(f"images of {images.shape[1]} x {images.shape[2]} pixels: "
@@ -245,9 +277,10 @@ class AsViT(nn.Module):
             raise ValueError(f"{table.shape} and {shape} are no position tables on square grids")
         return resize_table(table, round(shape[1] ** 0.5))
 
-    def macs(self, *, stride: int = 4, dilation: int | None = None) -> dict[str, int]:
+    def macs(self, *, stride: int = 4, dilation: int | None = None,
+             ratio: float | None = None) -> dict[str, int]:
         """Multiply-adds of one image by part, as the official counter counts them."""
-        arch = self.arch
+        arch = self.subnet(ratio).arch
         sides = grid_sides(self.image_size, stride)
         counts = {"patch_embed": sides[0] ** 2 * arch.width * (3 * arch.kernels[0] ** 2 + 1)}
         for i, (r, d, h, depth) in enumerate(zip(sides, arch.widths, arch.num_heads, arch.depths)):
@@ -269,17 +302,22 @@ def asvit(num_classes: int = 1000, image_size: int = 224, dtype: str = "float32"
           qk_scale: Positive | None = None,
           num_mlps: tuple[Count, Count, Count, Count] = (1, 1, 1, 1), drop_rate: Rate = 0.0,
           attn_drop_rate: Rate = 0.0, drop_path: Rate = 0.1, scan: bool = False,
-          remat: bool = False) -> AsViT:
-    """As-ViT of any architecture string; the options are the official constructor's.
+          remat: bool = False, smallest_ratio: Fraction = 0.25,
+          granularity: Positive | None = None) -> AsViT:
+    """As-ViT of any architecture string; the options are the official constructor's, but for the
+    last two: at which widths objective "scala" trains it.
 
     `ape` adds the position table that the published models very probably had (their numbers of
     parameters fit with it alone); search and growth go without.
     """
     parsed = topology.parse(arch)
     topology.check_grid(arch, parsed.splits, image_size)
-    return AsViT(parsed, num_classes, image_size, ape, patch_norm, qkv_bias, qk_scale,
+    made = AsViT(parsed, num_classes, image_size, ape, patch_norm, qkv_bias, qk_scale,
                  tuple(num_mlps), drop_rate, attn_drop_rate, drop_path, scan, remat,
-                 jnp.dtype(dtype))
+                 jnp.dtype(dtype), smallest_ratio, granularity)
+    if granularity:
+        check_widths(made)
+    return made
 
 
 VARIANTS = {

@@ -23,7 +23,6 @@ class Block(nn.Module):
     num_heads: int
     mlp_ratio: float
     qkv_bias: bool
-    scale: float | None
     epsilon: float
     drop: float
     attn_drop: float
@@ -32,9 +31,8 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, rate: float | jax.Array, train: bool) -> jax.Array:
         norm = partial(LayerNorm, self.epsilon, dtype=self.dtype)
-        attention = Attention(self.num_heads, scale=self.scale, qkv_bias=self.qkv_bias,
-                              dtype=self.dtype, attn_drop=self.attn_drop, drop=self.drop,
-                              name="attn")
+        attention = Attention(self.num_heads, qkv_bias=self.qkv_bias, dtype=self.dtype,
+                              attn_drop=self.attn_drop, drop=self.drop, name="attn")
         x = x + drop_path(self, attention(norm(name="norm1")(x), train), rate, train)
         mlp = Mlp(int(x.shape[-1] * self.mlp_ratio), self.dtype, drop=self.drop, name="mlp")
         return x + drop_path(self, mlp(norm(name="norm2")(x), train), rate, train)
@@ -46,8 +44,7 @@ class DeiT(nn.Module):
     A distilled model has a second token and a second head: it returns the pair of logits (class,
     distillation) in training and their mean in evaluation. `global_pool` "avg" classifies the mean
     of the patch tokens, then `class_token` may be False; `no_embed_class` adds positions to the
-    patch tokens alone. `scale` multiplies the queries (`None`: head width ** -0.5), `cls_std` is
-    the class token's initial deviation.
+    patch tokens alone. `cls_std` is the class token's initial deviation.
     """
     width: int
     depth: int
@@ -67,7 +64,6 @@ class DeiT(nn.Module):
     global_pool: str = "token"
     class_token: bool = True
     no_embed_class: bool = False
-    scale: float | None = None
     epsilon: float = EPSILON
     cls_std: float = 0.02
 
@@ -101,8 +97,8 @@ class DeiT(nn.Module):
                              name="patch_embed")(images)
         embedded = nn.Dropout(self.drop_rate, deterministic=not train)(self._embed(patches))
         block = dict(num_heads=self.num_heads, mlp_ratio=self.mlp_ratio, qkv_bias=self.qkv_bias,
-                     scale=self.scale, epsilon=self.epsilon, drop=self.drop_rate,
-                     attn_drop=self.attn_drop_rate, dtype=self.dtype)
+                     epsilon=self.epsilon, drop=self.drop_rate, attn_drop=self.attn_drop_rate,
+                     dtype=self.dtype)
         x = run_blocks(self, Block, block, embedded, linear_rates(self.drop_path, self.depth),
                        train, scan=self.scan, remat=self.remat)
         norm = lambda x: x

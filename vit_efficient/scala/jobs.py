@@ -15,11 +15,14 @@ from vit_efficient import (benchmark as benchmarks, device, export as exports, i
                            start as starts, state as states, summary)
 from vit_efficient.evaluate import Validation, evaluate as evaluate_one
 from vit_efficient.limits import Count, Fraction
+from vit_efficient.rooms import door
 from vit_efficient.run import assemble
 from vit_efficient.scala import timing
-from vit_efficient.scala.models import Scala, standalone
+from vit_efficient.scala.models import Scala
+from vit_efficient.slimmable import Slimmable
+from vit_efficient.values import keywords
 from vit_efficient.weights import files
-from vit_efficient.zoo import create_model
+from vit_efficient.zoo import COMMON, create_model
 
 
 def evaluate(config: ConfigDict, workdir: Path, *, ratios: tuple[Fraction, ...] | None = None,
@@ -58,9 +61,11 @@ def evaluate(config: ConfigDict, workdir: Path, *, ratios: tuple[Fraction, ...] 
         found = {name.removesuffix(end): value for name, value in values.items()
                  if name.endswith(end)}
         rows.append({
-            "ratio": ratio, "trained": ratio in trained, "channels": net.width,
+            "ratio": ratio, "trained": ratio in trained,
+            "channels": round(ratio * model.widths[0]),
             "parameters": summary.parameters(interop.shapes(net)["params"]),
-            "macs": sum(net.macs().values()), "flops": model.flops(ratio=ratio), **found,
+            "macs": sum(net.macs().values()),
+            **({"flops": model.flops(ratio=ratio)} if isinstance(model, Scala) else {}), **found,
             "images_per_second": run.config.batch_size / float(np.median(seconds[ratio]))})
     if jax.process_index() == 0:
         print(f"{config.model.name}, step {step}, {len(getattr(run.data, split))} images of "
@@ -72,13 +77,16 @@ def evaluate(config: ConfigDict, workdir: Path, *, ratios: tuple[Fraction, ...] 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows of `evaluate` as text; widths that were not trained have a star."""
     scores = [name for name in rows[0] if name.startswith("top")]
-    lines = [f"{'width':>8}{'channels':>10}{'parameters':>13}{'GMACs':>10}{'GFLOPs':>10}"
+    costs = {key: unit for key, unit in (("macs", "GMACs"), ("flops", "GFLOPs")) if key in rows[0]}
+    lines = [f"{'width':>8}{'channels':>10}{'parameters':>13}"
+             + "".join(f"{unit:>10}" for unit in costs.values())
              + "".join(f"{name.replace('top', 'top-').replace('_', ' '):>11}" for name in scores)
              + f"{'images/s':>11}"]
     for row in rows:
         lines.append(
             f"{row['ratio']:>7g}{' ' if row['trained'] else '*'}{row['channels']:>10}"
-            f"{row['parameters']:>13,}{row['macs'] / 1e9:>10.4g}{row['flops'] / 1e9:>10.4g}"
+            f"{row['parameters']:>13,}"
+            + "".join(f"{row[key] / 1e9:>10.4g}" for key in costs)
             + "".join(f"{100 * row[name]:>9.1f} %" for name in scores)
             + f"{row['images_per_second']:>11.1f}")
     if not all(row["trained"] for row in rows):
@@ -90,11 +98,12 @@ def export(config: ConfigDict, workdir: Path, *, out: str, ratio: Fraction | Non
            force: bool = False, weights: str | None = None,
            kind: Literal["raw", "ema"] | None = None) -> dict[str, Any]:
     """Writes a checkpoint of `workdir`, or where it has none the weights of `init_from`, as the
-    authors' file; with a `ratio` that width alone, as a DeiT of its own in timm's layout.
+    authors' file; with a `ratio` that width alone, as a model of its own: of a Scala a DeiT in
+    timm's layout, with norms of epsilon 1e-5.
 
-    The narrow model has the heads of the full one, norms of epsilon 1e-5, and the ordinary scale of
-    the attention, which its queries' weights bring about. Before anything is written its logits are
-    compared with those of the full model at that width, and the difference is printed.
+    The narrow model has the heads of the full one and the ordinary scale of the attention, which
+    its queries' weights make up for. Before anything is written its logits are compared with those
+    of the full model at that width, and the difference is printed.
 
     Args:
       out: FILE.pth or FILE.safetensors, a new file.
@@ -117,21 +126,25 @@ def export(config: ConfigDict, workdir: Path, *, out: str, ratio: Fraction | Non
         raise ValueError(f"--ratio={ratio:g}: never trained, the widths are "
                          f"{', '.join(f'{width:g}' for width in trained)}; --force=true exports it "
                          "all the same")
-    net, narrow = standalone(free, variables, ratio)
+    net, narrow = free.subnet(ratio), free.sliced(variables, ratio)
     difference = _difference(free, variables, net, narrow, ratio)
-    sizes = {"embed_dim": net.width, "num_heads": net.num_heads, "layer_norm_eps": net.epsilon}
-    about = about | {"model": {
-        "name": "deit", "width": net.width, "depth": net.depth, "num_heads": net.num_heads,
-        "patch_size": net.patch_size, "distilled": net.distilled,
-        "num_classes": net.num_classes, "image_size": net.image_size}, "timm": sizes,
-        "slice_of": {"model": config.model.name, "ratio": ratio}}
+    options = free.narrow_options(ratio)
+    known = keywords(door("models", options["name"])).keys() - {"smallest_ratio", "granularity"}
+    own = {key: value for key, value in about["model"].items() if key in {*COMMON, *known}}
+    about = about | {"model": own | options,
+                     "slice_of": {"model": config.model.name, "ratio": ratio}}
+    if isinstance(free, Scala):
+        about["timm"] = {"embed_dim": net.width, "num_heads": net.num_heads,
+                         "layer_norm_eps": net.epsilon}
     state_dict = interop.to_torch(net, narrow)
     if jax.process_index() == 0:
-        files.write(path, state_dict, container="model", about=about, extras={})
+        container = getattr(net, "container", "model")
+        files.write(path, state_dict, container=container, about=about, extras={})
+        sizes = ", ".join(f"{key} = {value}" for key, value in about.get("timm", options).items())
         print(f"{path}: {len(state_dict)} entries, {about['kind']} weights of step "
               f"{about['step']} at width {ratio:g}\n"
-              f"a DeiT of {', '.join(f'{key} = {value}' for key, value in sizes.items())}; its "
-              f"logits are within {difference:.1e} of the full model's at this width")
+              f"{options['name']} of {sizes}; its logits are within {difference:.1e} of the full "
+              "model's at this width")
     return about
 
 
@@ -169,7 +182,7 @@ def _evaluating(config: ConfigDict, widths: tuple[float, ...]) -> ConfigDict:
     return config
 
 
-def _trained(config: ConfigDict, model: Scala) -> tuple[float, ...]:
+def _trained(config: ConfigDict, model: Slimmable) -> tuple[float, ...]:
     """The widths that the config trains; the full one alone where its objective is another."""
     if config.objective.name not in ("scala", "probe") or not config.model.granularity:
         return (model.largest_ratio,)
@@ -211,7 +224,7 @@ def _store(rows: list[dict[str, Any]], path: Path, name: str) -> None:
     figure.savefig(path.with_suffix(".png"), dpi=120)
 
 
-def _difference(model: Scala, variables: dict, net, narrow: dict, ratio: float) -> float:
+def _difference(model, variables: dict, net, narrow: dict, ratio: float) -> float:
     """The largest difference of the logits of both on noise, in float32, over their deviation."""
     rng = np.random.default_rng(0)
     images = rng.normal(size=(2, model.image_size, model.image_size, 3)).astype(np.float32)

@@ -44,12 +44,11 @@ def full_loss(forward: Callable, teacher: Callable | None, params: dict, fixed: 
               term: Callable) -> tuple[jax.Array, tuple]:
     """`(loss, (heads, collections))` of the full net: the labels', and as DeiT's the external
     teacher's where the model is distilled."""
-    model = forward.model
-    outputs, collections = forward(params, fixed, images, key, ratio=model.largest_ratio)
-    heads = outputs if model.distilled else (outputs,)
+    outputs, collections = forward(params, fixed, images, key, ratio=forward.model.largest_ratio)
+    heads = outputs if isinstance(outputs, tuple) else (outputs,)
     base = (optax.sigmoid_binary_cross_entropy(heads[0], target).mean(-1) if bce
             else optax.softmax_cross_entropy(heads[0], target)).mean()
-    if model.distilled:
+    if heads[1:]:
         base = (1 - alpha) * base + alpha * term(heads[1], teacher_logits(teacher, fixed, images))
     return base, (heads, collections)
 
@@ -59,14 +58,15 @@ def narrow_loss(forward: Callable, ratio: float, head: int, params: dict, fixed:
                 passed: Callable, ce_weight: float) -> tuple[jax.Array, tuple]:
     """`(loss, (its cross-entropy, logits of the head that nets pass on))` at width `ratio`."""
     outputs, _ = forward(params, fixed, images, key, ratio=ratio)
-    heads = outputs if forward.model.distilled else (outputs,)
+    heads = outputs if isinstance(outputs, tuple) else (outputs,)
     ce = ce_weight * optax.softmax_cross_entropy(heads[0], target).mean()
     return passed(heads[head], teaching) + ce, (ce, heads[head])
 
 
 class Nets(NamedTuple):
     """The nets of a step: their losses, the widths to draw from (none: the full net alone), the
-    head that they pass on, whose labels the narrower ones learn and who teaches them."""
+    head that they pass on, whose labels the narrower ones learn and who teaches them. Batch
+    statistics follow the full net; the others normalise by their own batch."""
     full: Callable
     narrow: Callable
     targets: Callable
@@ -102,6 +102,7 @@ def separate(forward: Callable, phase: Phase, teacher: Callable | None, *,
              ratios: tuple[Fraction, ...] | None = (0.25, 0.5, 0.75, 1.0)) -> Objective:
     """The widest net alone learns (the paper's separate training), every width in `ratios` is
     scored: `width0.25` and so on, and the last of them as the model's own prediction."""
+    _check_ratios(forward.model, ratios)
     made = supervised(forward, phase, teacher, label_smoothing=label_smoothing)
     return made._replace(predictions=partial(every_width, ratios=ratios), needs=("ratio",))
 
@@ -136,33 +137,45 @@ def scala(forward: Callable, phase: Phase, teacher: Callable | None, *,
       ratios: widths that an evaluation scores, `None` for all.
     Raises:
       ValueError: a teacher for a model that is not distilled; a model whose widths have no
-        granularity; `taught`, `bce` that do not go with the rest. A distilled model needs a
-        teacher for training.
+        granularity; `taught`, `bce`, `ratios` that do not go with the rest. A distilled model needs
+        a teacher for training.
     """
-    model = forward.model
-    _check(model, teacher is not None, taught, bce, label_smoothing)
+    model, distilled = forward.model, getattr(forward.model, "distilled", False)
+    _check(model, distilled, teacher is not None, taught, bce, label_smoothing)
+    _check_ratios(model, ratios)
+    widths = () if phase.objective == FULL else model.ratios
     nets = Nets(
         full=partial(full_loss, forward, teacher, bce=bce, alpha=alpha,
                      term=partial(head_loss, distillation, temperature=temperature)),
         narrow=partial(narrow_loss, forward, ce_weight=ce_weight,
                        passed=divergence if kind == "soft" else hard_label_loss),
         targets=partial(targets, num_classes=model.num_classes, smoothing=label_smoothing, bce=bce),
-        ratios=() if phase.objective == FULL else model.ratios,
-        head=int(model.distilled and taught == "distillation"), labels=labels, transfer=transfer)
+        ratios=widths, head=int(distilled and taught == "distillation"), labels=labels,
+        transfer=transfer)
     return Objective(accumulated(nets.gradients, groups), partial(every_width, ratios=ratios),
-                     needs=("ratio",), lacks=lacks(teacher, "scala") if model.distilled else "")
+                     needs=("ratio",), lacks=lacks(teacher, "scala") if distilled else "")
 
 
-def _check(model, has_teacher: bool, taught: str, bce: bool, label_smoothing: float) -> None:
+def _check_ratios(model, ratios: tuple[float, ...] | None) -> None:
+    """Raises ValueError for widths to be scored that the model does not have."""
+    for ratio in ratios or () if "ratio" in model.knobs else ():
+        try:
+            model.width_ratio(ratio)
+        except ValueError as error:
+            raise ValueError(f"objective.ratios: {error}") from None
+
+
+def _check(model, distilled: bool, has_teacher: bool, taught: str, bce: bool,
+           label_smoothing: float) -> None:
     """Raises ValueError for what does not go together in `scala`."""
     name = "objective.name = scala"
     if "ratio" not in model.knobs:
         raise ValueError(f"{name}: needs a model of many widths, with the knob ratio")
     if model.granularity is None:
         raise ValueError(f"{name}: model.granularity = None leaves open which widths to train")
-    if has_teacher and not model.distilled:
+    if has_teacher and not distilled:
         raise ValueError(f"{name}: a teacher needs a distilled model, this one has no second head")
-    if taught == "distillation" and not model.distilled:
+    if taught == "distillation" and not distilled:
         raise ValueError("objective.taught = distillation: this model has only the class head, "
                          "set objective.taught = class")
     if bce and label_smoothing:

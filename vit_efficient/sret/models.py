@@ -6,6 +6,7 @@ names; slices do not show in them.
 """
 from collections.abc import Sequence
 from functools import partial
+import math
 import re
 from typing import ClassVar, Literal
 
@@ -17,7 +18,8 @@ from vit_efficient import names
 from vit_efficient.layers.init import torch_default
 from vit_efficient.layers.norm import LayerNorm
 from vit_efficient.layers.patch import tokens
-from vit_efficient.limits import Count, Positive, Rate
+from vit_efficient.limits import Count, Fraction, Positive, Rate
+from vit_efficient.slimmable import Slimmable, check_widths
 from vit_efficient.sret.blocks import EPSILON, Drops, Pool, Stage, Stem
 
 
@@ -37,13 +39,18 @@ def drop_path_rates(last: float, depth: Sequence[int],
             for s, count in enumerate(recursive_num)]
 
 
-class SReT(nn.Module):
+class SReT(Slimmable, nn.Module):
     """Images [B, S, S, 3] -> logits float32 [B, K]; with `num_classes=0` the features [B, C].
 
     `groups` holds each stage's number of slices in each pass. Passes after the first permute the
     tokens before they slice them, all images alike: `permutation` "random" draws that order anew in
     training and from `permutation_seed` in evaluation, "identity" leaves it out;
     `permutations` gives the orders themselves, int32 [N] each, in the order of the passes.
+
+    At a width `ratio` below 1 it is the SReT with that share of `base_dims`. In training its stem
+    then normalises by the batch's own statistics, in evaluation by slices of the full net's running
+    ones: exact after the first convolution, whose inputs are the same, and known to be poor after
+    the second and the third (slimmable networks keep statistics of each width).
     """
     base_dims: tuple[int, ...]
     heads: tuple[int, ...]
@@ -60,8 +67,10 @@ class SReT(nn.Module):
     scan: bool = False
     remat: bool = False
     dtype: jnp.dtype = jnp.float32
+    smallest_ratio: float = 0.25
+    granularity: float | None = None
 
-    knobs: ClassVar[tuple[str, ...]] = ("permutation", "permutation_seed")
+    knobs: ClassVar[tuple[str, ...]] = ("permutation", "permutation_seed", "ratio")
     no_decay: ClassVar[tuple[str, ...]] = ("pos_embed",)
     order: ClassVar[tuple[str, ...]] = (
         "pos_embed", "patch_embed", "conv1", "bn1", "conv2", "bn2", "conv3", "bn3", "transformers",
@@ -73,21 +82,42 @@ class SReT(nn.Module):
         """Channels of the stages."""
         return tuple(dim * heads for dim, heads in zip(self.base_dims, self.heads))
 
+    @property
+    def parts(self) -> int:
+        """Those of the heads that leave the stem's first convolution, of half the channels, whole
+        ones too."""
+        return math.gcd(self.widths[0] // 2, *self.base_dims)
+
+    def narrowed(self, ratio: float) -> "SReT":
+        """The SReT with this share of the channels in every head."""
+        dims = tuple(round(ratio * dim) for dim in self.base_dims)
+        return self.clone(base_dims=dims, granularity=None, parent=None, name=None)
+
+    def narrow_options(self, ratio: float) -> dict[str, str | tuple[int, ...]]:
+        """By which name and options the zoo makes that narrow model."""
+        return {"name": "sret", "base_dims": self.narrowed(ratio).base_dims}
+
     def __call__(self, images: jax.Array, *, train: bool = False,
                  permutation: Literal["random", "identity"] = "random",
                  permutation_seed: int | jax.Array = 0,
-                 permutations: Sequence[jax.Array] | None = None) -> jax.Array:
+                 permutations: Sequence[jax.Array] | None = None,
+                 ratio: float | None = None) -> jax.Array:
         return self.features(images, train=train, permutation=permutation,
-                             permutation_seed=permutation_seed,
-                             permutations=permutations)["logits"]
+                             permutation_seed=permutation_seed, permutations=permutations,
+                             ratio=ratio)["logits"]
 
     @nn.compact
     def features(self, images: jax.Array, *, train: bool = False,
                  permutation: Literal["random", "identity"] = "random",
                  permutation_seed: int | jax.Array = 0,
-                 permutations: Sequence[jax.Array] | None = None) -> dict:
+                 permutations: Sequence[jax.Array] | None = None,
+                 ratio: float | None = None) -> dict:
         """`logits` [B, K]; `pooled` [B, C], the head's input; `embedded` [B, g, g, C], stage 0's
         input; `grids`, the stages' outputs [B, g, g, C]."""
+        if self.width_ratio(ratio) < 1:
+            return self.narrow_features(images, ratio, train, permutation=permutation,
+                                        permutation_seed=permutation_seed,
+                                        permutations=permutations)
         if images.shape[1:3] != (self.image_size,) * 2:
             raise ValueError(
                 f"images of {images.shape[1]} x {images.shape[2]} pixels: this model was made for "
@@ -162,10 +192,10 @@ class SReT(nn.Module):
         return tuple(f"{found[1]}{first + 2 * i}{found[4]}"
                      for i in range(len(self.groups[int(found[2])])))
 
-    def macs(self, **knobs) -> dict[str, int]:
+    def macs(self, *, ratio: float | None = None, **knobs) -> dict[str, int]:
         """Multiply-adds of one image by part: convolutions, linear layers, both attention
         products."""
-        widths, sides = self.widths, grid_sides(self.image_size, len(self.groups))
+        widths, sides = self.subnet(ratio).widths, grid_sides(self.image_size, len(self.groups))
         pixels = [(-(-self.image_size // stride)) ** 2 for stride in (2, 4, 8)]
         outputs = (widths[0] // 2, widths[0], widths[0])
         counts = {"patch_embed": sum(n * 9 * into * out for n, into, out in
@@ -187,8 +217,10 @@ def sret(num_classes: int = 1000, image_size: int = 224, dtype: str = "float32",
          groups2: tuple[Count | tuple[Count, ...], ...] | None = None,
          mlp_ratio: Positive = 3.6, np_mlp_ratio: Positive = 1.0, drop_rate: Rate = 0.0,
          attn_drop_rate: Rate = 0.0, drop_path: Rate = 0.1, scan: bool = False,
-         remat: bool = False) -> SReT:
-    """SReT of any size; the options are the official constructor's, each with one entry a stage.
+         remat: bool = False, smallest_ratio: Fraction = 0.25,
+         granularity: Positive | None = None) -> SReT:
+    """SReT of any size; the options are the official constructor's, each with one entry a stage,
+    but for the last two: at which widths objective "scala" trains it.
 
     `groups1` cuts the tokens in the first pass of a block, `groups2` in all later ones (or an entry
     lists one number a later pass); `None` cuts nothing. ValueError for sizes that do not fit.
@@ -208,9 +240,12 @@ def sret(num_classes: int = 1000, image_size: int = 224, dtype: str = "float32",
         if int(min(widths) * ratio) < 1:
             raise ValueError(f"model.{key} = {ratio}: a stage of {min(widths)} channels needs at "
                              f"least {1 / min(widths):g}")
-    return SReT(tuple(base_dims), tuple(heads), tuple(depth), tuple(recursive_num), groups,
+    made = SReT(tuple(base_dims), tuple(heads), tuple(depth), tuple(recursive_num), groups,
                 mlp_ratio, np_mlp_ratio, num_classes, image_size, drop_rate, attn_drop_rate,
-                drop_path, scan, remat, jnp.dtype(dtype))
+                drop_path, scan, remat, jnp.dtype(dtype), smallest_ratio, granularity)
+    if granularity:
+        check_widths(made)
+    return made
 
 
 def _passes(stage: int, depth: int, blocks: int, first: int,
