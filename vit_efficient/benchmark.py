@@ -163,9 +163,10 @@ def compare_with_timm(run: Run, programs: dict, rounds: int, steps: int) -> dict
         timm.close()
 
 
-def achieved(run: Run, macs: int, seconds: float) -> dict[str, float | None]:
-    """FLOP/s of a training step on all devices, counted as three forward passes of two FLOPs a
-    multiply-add, and their share of the devices' bfloat16 peak where that is known and meant."""
+def achieved(run: Run, macs: float, seconds: float) -> dict[str, float | None]:
+    """FLOP/s of a training step on all devices, counted as three times its forward passes of `macs`
+    multiply-adds an image, two FLOPs each, and their share of the devices' bfloat16 peak where that
+    is known and meant."""
     flops = 6 * macs * run.config.batch_size * (run.data.train.frames or 1) / seconds
     peak = PEAKS.get(run.mesh.devices.flat[0].device_kind)
     known = peak and run.config.dtype == "bfloat16"
@@ -190,7 +191,7 @@ def benchmark(config: ConfigDict, workdir: Path, *, rounds: Count = 5, steps: Co
     programs, compiling = compile_steps(run)
     seconds, idle = time_steps(run, programs, rounds, steps)
     together = time_together(run, programs, steps)
-    macs = {phase: sum(run.model.macs(**dict(phase.model)).values()) for phase in programs}
+    macs = {phase: run.macs(phase) for phase in programs}
     last = list(programs)[-1]
     rows = {phase.label: {
         "step_seconds": seconds[phase], "relative_time": seconds[phase] / seconds[last],

@@ -26,11 +26,14 @@ class Objective(NamedTuple):
     """`gradients(params, fixed, batch, key) -> ((loss, Aux), gradients)`;
     `predictions(forward, params, fixed, images) -> {name: logits [B, K]}`;
     `needs`: the knobs of the model that it uses; `lacks`: what training must be given first, in
-    words (an evaluation goes without)."""
+    words (an evaluation goes without); `passes`: the model's passes in a training step, forward and
+    backward, as pairs of the knobs that it sets and how often on average; one forward is a third.
+    """
     gradients: Callable
     predictions: Callable
     needs: tuple[str, ...] = ()
     lacks: str = ""
+    passes: tuple[tuple[dict, float], ...] = (({}, 1.0),)
 
 
 @dataclass(frozen=True)

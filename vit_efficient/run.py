@@ -59,6 +59,12 @@ class Run:
                 f"{', '.join(self.model.knobs) or 'none'}")
         return made
 
+    def macs(self, phase: Phase) -> float:
+        """Multiply-adds of one image in the forward passes of a training step of `phase`, of all
+        nets that learn in it; the mean where the step draws them."""
+        return sum(often * sum(self.model.macs(**dict(phase.model) | knobs).values())
+                   for knobs, often in self.objective(phase).passes)
+
     def create_state(self) -> states.State:
         """The state before the first step, from the config's seed; jittable."""
         images = jnp.zeros((1, self.image_size, self.image_size, 3), jnp.float32)

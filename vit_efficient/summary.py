@@ -19,16 +19,21 @@ def parameters(tree) -> int:
 
 
 def overview(run: Run) -> str:
-    """Lines for the log: parameters part by part, multiply-adds of each phase and relative to the
-    last, length, devices."""
+    """Lines for the log: parameters part by part, multiply-adds of a step of each phase and
+    relative to the last, length, devices."""
     params = run.abstract_state.params
     parts = ", ".join(f"{name} {parameters(part):,}" for name, part in params.items())
-    macs = [sum(run.model.macs(**dict(phase.model)).values()) for phase in run.phases.distinct()]
-    shares = ", ".join(f"{m / 1e6:,.1f} M ({100 * m / macs[-1]:.1f} %)" for m in macs)
     return (f"{run.config.model.name}: {parameters(params):,} parameters ({parts})\n"
-            f"multiply-adds of an image by phase: {shares}\n"
+            f"{training(run)}\n"
             f"{run.length.total} steps of {run.length.batch_size} images on {run.mesh.size} x "
             f"{jax.devices()[0].device_kind}, mesh {dict(run.mesh.shape)}")
+
+
+def training(run: Run) -> str:
+    """A line: what the forward passes of a training step cost for an image, phase by phase."""
+    macs = [run.macs(phase) for phase in run.phases.distinct()]
+    shares = ", ".join(f"{m / 1e6:,.1f} M ({100 * m / macs[-1]:.1f} %)" for m in macs)
+    return f"multiply-adds of an image in training, by phase: {shares}"
 
 
 def table(model: nn.Module) -> dict[str, dict[str, int]]:
@@ -50,14 +55,16 @@ def table(model: nn.Module) -> dict[str, dict[str, int]]:
 
 def summary(config: ConfigDict, workdir: Path, *,
             num_classes: Whole | None = None) -> dict[str, dict[str, int]]:
-    """Prints and returns `table` of the config's model, and prints every parameter's shape; nothing
-    is written.
+    """Prints and returns `table` of the config's model, and prints every parameter's shape and what
+    a training step costs; nothing is written.
 
     Args:
-      num_classes: by default that of the data; where it is given no data are needed.
+      num_classes: by default that of the data; where it is given no data are needed, and no
+        training step is known.
     """
-    if num_classes is None:
-        model = assemble(config).model
+    run = assemble(config) if num_classes is None else None
+    if run:
+        model = run.model
     else:
         model = create_model(num_classes=num_classes, image_size=config.data.image_size,
                              dtype=config.dtype, **config.model)
@@ -66,4 +73,6 @@ def summary(config: ConfigDict, workdir: Path, *,
     print(f"{'part':24} {'parameters':>16} {'trained':>16} {'multiply-adds':>20}")
     for part, row in rows.items():
         print(f"{part:24} {row['parameters']:>16,} {row['trained']:>16,} {row['macs']:>20,}")
+    if run:
+        print(training(run))
     return rows

@@ -192,8 +192,7 @@ class Loop:
 
 def work_before(run: Run) -> np.ndarray:
     """Multiply-adds of one image a step, summed over the steps before each: float64 [total + 1]."""
-    macs = {phase: sum(run.model.macs(**dict(phase.model)).values())
-            for phase in run.phases.distinct()}
+    macs = {phase: run.macs(phase) for phase in run.phases.distinct()}
     each = [macs[run.phases.phase_at(step)] for step in range(run.phases.total)]
     return np.concatenate([[0.0], np.cumsum(each, dtype=np.float64)])
 

@@ -12,13 +12,15 @@ import pytest
 from sklearn.datasets import load_digits
 
 import vit_efficient
-from vit_efficient import against, interop, rooms
+from vit_efficient import against, interop, rooms, summary
+from vit_efficient.macs import multiply_adds
 from vit_efficient.main import main
 from vit_efficient.pretrained import given_weights
+from vit_efficient.run import assemble
 from vit_efficient.scala import timing
 from vit_efficient.scala.jobs import benchmark, evaluate, export
 from vit_efficient.scala.models import predictor
-from vit_efficient.train import train
+from vit_efficient.train import train, work_before
 from vit_efficient.weights import files
 from vit_efficient.zoo import create_model
 
@@ -138,6 +140,21 @@ def test_another_papers_model_is_evaluated_and_exported_at_each_width(name, tmp_
     predict = predictor(model, given_weights(model, str(tmp_path / "all.pth")))
     np.testing.assert_allclose(jax.nn.softmax(net.apply(narrow, images)),
                                predict(images, ratio=0.5), atol=1e-5)
+
+
+def test_a_step_of_the_run_costs_its_four_nets(config):
+    """The three passes of a step, but for the first layer's, as they are traced."""
+    run = assemble(config)
+    warm, phase = run.phases.distinct()
+    assert run.macs(warm) == sum(run.model.macs().values())
+    expected = sum(sum(run.model.macs(ratio=ratio).values()) for ratio in run.model.ratios)
+    assert run.macs(phase) == expected
+    stems = sum(run.model.macs(ratio=ratio)["patch_embed"] for ratio in run.model.ratios)
+    counted = multiply_adds(run.traced_step(phase).jaxpr) / config.batch_size
+    assert counted == pytest.approx(3 * expected - stems, rel=0.02)
+    assert f"{expected / 1e6:,.1f} M (100.0 %)" in summary.overview(run)
+    steps = np.diff(work_before(run))
+    assert (steps[0], steps[-1]) == (run.macs(warm), run.macs(phase))
 
 
 @pytest.fixture

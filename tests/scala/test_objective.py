@@ -152,6 +152,19 @@ def patch_embeddings(jaxpr) -> list[int]:
     return found
 
 
+@pytest.mark.parametrize("granularity, giga", [
+    (1 / 16, 4.634 + 2.949 + 1.025 + 0.370), (1 / 32, 1.96 * 4.634), (1 / 8, 1.89 * 4.634),
+    (1 / 4, 1.93 * 4.634)])
+def test_a_step_costs_what_its_nets_cost_on_average(granularity, giga):
+    """Against the GFLOPs of the authors' four nets, on average over what a step draws."""
+    model = create_model("deit_small_distilled_patch16_224_scala", granularity=granularity)
+    passes = made(model).passes
+    assert sum(often for _, often in passes) == pytest.approx(4)
+    cost = sum(often * model.flops(**knobs) for knobs, often in passes) / 1e9
+    assert cost == pytest.approx(giga, rel=3e-3)
+    assert made(model, Phase(objective=FULL)).passes == (({"ratio": 1.0}, 1.0),)
+
+
 def test_isolated_activation_keeps_the_smallest_net_apart():
     """Up to width 0.75 an intermediate net shares no block weight with the smallest one."""
     model = toy()

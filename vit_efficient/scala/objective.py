@@ -18,7 +18,7 @@ from vit_efficient.objective import (Aux, Objective, accumulated, hits, soft_tar
 from vit_efficient.phases import Phase
 from vit_efficient.scala.phases import FULL
 from vit_efficient.scala.probe import probe
-from vit_efficient.scala.widths import draw, every_width
+from vit_efficient.scala.widths import draw, every_width, passes
 
 
 def divergence(student: jax.Array, teacher: jax.Array) -> jax.Array:
@@ -153,7 +153,8 @@ def scala(forward: Callable, phase: Phase, teacher: Callable | None, *,
         ratios=widths, head=int(distilled and taught == "distillation"), labels=labels,
         transfer=transfer)
     return Objective(accumulated(nets.gradients, groups), partial(every_width, ratios=ratios),
-                     needs=("ratio",), lacks=lacks(teacher, "scala") if distilled else "")
+                     needs=("ratio",), lacks=lacks(teacher, "scala") if distilled else "",
+                     passes=passes(model.largest_ratio, widths))
 
 
 def _check_ratios(model, ratios: tuple[float, ...] | None) -> None:

@@ -12,7 +12,7 @@ import optax
 from vit_efficient.limits import Fraction, Rate
 from vit_efficient.objective import Aux, Objective, hits, one_classifier, soft_targets
 from vit_efficient.phases import Phase
-from vit_efficient.scala.widths import draw, every_width
+from vit_efficient.scala.widths import draw, every_width, passes
 
 
 def probe(forward: Callable, phase: Phase, teacher: Callable | None, *,
@@ -58,9 +58,10 @@ def probe(forward: Callable, phase: Phase, teacher: Callable | None, *,
             total, metrics[f"loss_{name}"] = total + value, (value, 1.0)
         return total, Aux(metrics, fixed["collections"])
 
+    taken = passes(widths[-1], widths) if slimmable else (({}, 1.0),)
     lacks = "" if forward.still else (
         "objective.name = probe: trains the classifier of a frozen net, set optim.trained = "
         "('head*',)")
     return Objective(jax.value_and_grad(loss, has_aux=True),
                      partial(every_width, ratios=ratios) if slimmable else one_classifier,
-                     lacks=lacks)
+                     lacks=lacks, passes=tuple((knobs, often / 3) for knobs, often in taken))

@@ -18,13 +18,25 @@ def drawn(count: int) -> tuple[range, range]:
     return range(middle, count - 1), range(1, middle)
 
 
-def draw(key: jax.Array, count: int) -> dict[str, tuple[range, jax.Array]]:
+def narrower(count: int) -> dict[str, range]:
     """The nets beside the full one, largest first, by the names of their losses: the places that a
-    net may have among `count` widths, and the one of these that `key` draws, int32 []."""
+    net may have among `count` widths."""
     upper, lower = drawn(count)
-    nets = {"3q": upper, "2q": lower, "1q": range(1)}
-    return {name: (places, jax.random.randint(jax.random.fold_in(key, i), (), 0, len(places)))
-            for i, (name, places) in enumerate(nets.items()) if places}
+    nets = {"3q": upper, "2q": lower, "1q": range(min(count, 1))}
+    return {name: places for name, places in nets.items() if places}
+
+
+def draw(key: jax.Array, count: int) -> dict[str, tuple[range, jax.Array]]:
+    """`narrower`, with the one of a net's places that `key` draws, int32 []."""
+    keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(("3q", "2q", "1q"))}
+    return {name: (places, jax.random.randint(keys[name], (), 0, len(places)))
+            for name, places in narrower(count).items()}
+
+
+def passes(largest: float, ratios: tuple[float, ...]) -> tuple[tuple[dict, float], ...]:
+    """An objective's `passes`: each width and how often a step trains it, on average."""
+    places = [(i, 1 / len(places)) for places in narrower(len(ratios)).values() for i in places]
+    return (({"ratio": largest}, 1.0), *(({"ratio": ratios[i]}, often) for i, often in places))
 
 
 def every_width(forward: Callable, params: dict, fixed: dict, images: jax.Array,
