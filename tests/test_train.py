@@ -92,7 +92,7 @@ def test_a_teacher_is_used_and_remembered(trained, tmp_path):
     assert json.loads(manifest.read_text())["extra"]["teacher"]
     other = runs.small_config(**words | dict(teacher__weights="33"))
     (tmp_path / "run/config.json").unlink()
-    with pytest.raises(ValueError, match="teacher.workdir = .*: its weights are not those"):
+    with pytest.raises(ValueError, match="teacher.workdir = .*: it is not the teacher that"):
         train(other, tmp_path / "run")
 
 

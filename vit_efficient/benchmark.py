@@ -32,6 +32,8 @@ def noise(run: Run, phase: Phase) -> dict:
     values = {"image": rng.integers(0, 256, like["image"].shape, np.uint8),
               "label": rng.integers(0, run.data.num_classes, like["label"].shape).astype(np.int32),
               "weight": np.ones(like["weight"].shape, np.float32)}
+    if "teacher" in like:
+        values["teacher"] = rng.normal(size=like["teacher"].shape).astype(np.float16)
     return {name: jax.make_array_from_callback(a.shape, like[name].sharding, lambda i, a=a: a[i])
             for name, a in values.items()}
 

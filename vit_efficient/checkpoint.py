@@ -22,6 +22,7 @@ import orbax.checkpoint as ocp
 
 from vit_efficient.limits import Count, NonNegative
 from vit_efficient.manifest import compare, describe, manifest, named_leaves, seal, unseal
+from vit_efficient.state import OWN
 
 FORMAT = 1
 
@@ -129,7 +130,8 @@ class Checkpoints:
         return self._restore(like, step, parts=None)
 
     def restore_parts(self, like: dict, step: int | str | None = None):
-        """As `restore`, of only the parts that `like` names ({"params": ..., "ema": ...})."""
+        """As `restore`, of only the parts that `like` names ({"params": ..., "ema": ...}); it may
+        lack parameters of the objective's own."""
         return self._restore(like, step, parts=tuple(like))
 
     def wait(self) -> None:
@@ -180,8 +182,10 @@ class Checkpoints:
         if record["format"] > FORMAT:
             raise ValueError(f"{place} has format {record['format']}, made by a newer version: "
                              f"this one reads up to {FORMAT}")
+        asked = named_leaves(like)
         leaves = {name: entry for name, entry in record["leaves"].items()
-                  if parts is None or name.split("/")[0] in parts}
+                  if parts is None or name.split("/")[0] in parts and
+                  (name in asked or not _own(name))}
         if lines := compare(leaves, describe(like)):
             raise ValueError("\n".join([
                 f"{place} is of another model or recipe than this config; "
@@ -274,15 +278,22 @@ def read_weights(workdir: Path, weights: str, like: dict) -> tuple[int, dict]:
 
 def stored_shapes(workdir: Path, parts: tuple[str, ...], place: jax.sharding.Sharding) -> dict:
     """What `read_weights` wants as `like` for `parts` of the run in `workdir`, all at `place`, as
-    its newest readable manifest says; a part without arrays is {}."""
+    its newest readable manifest says, without parameters of the objective's own; a part without
+    arrays is {}."""
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         records = (checkpoints._record(step) for step in reversed(checkpoints.steps()))
         record = next((record for record in records if isinstance(record, dict)), None)
     if record is None:
         raise ValueError(f"{workdir / 'checkpoints'} holds no checkpoint")
     leaves = {name: jax.ShapeDtypeStruct(tuple(leaf["shape"]), leaf["dtype"], sharding=place)
-              for name, leaf in record["leaves"].items() if name.split("/")[0] in parts}
+              for name, leaf in record["leaves"].items()
+              if name.split("/")[0] in parts and not _own(name)}
     return {part: {} for part in parts} | traverse_util.unflatten_dict(leaves, sep="/")
+
+
+def _own(name: str) -> bool:
+    """True for a leaf under `params/objective` or `ema/params/objective`."""
+    return f"params/{OWN}/" in name
 
 
 class _NewestAndBest:

@@ -57,17 +57,23 @@ class Validation:
         self.run, self.source = run, getattr(run.data, split)
         self.batch_size = batch_size or run.config.batch_size
         self.every_steps = max(round(every_epochs * run.length.steps_per_epoch), 1)
+        self.scored = run.objective(Phase()).predictions is not None
         self._programs: dict[Phase, Callable] = {}
 
     def due(self, step: int) -> bool:
-        """True after the steps that an evaluation follows: every so many, and the last."""
-        return step % self.every_steps == 0 or step == self.run.phases.total
+        """True after the steps that an evaluation follows: every so many, and the last; never where
+        the objective scores nothing."""
+        return self.scored and (step % self.every_steps == 0 or step == self.run.phases.total)
 
     def __call__(self, fields: dict, step: int, phase: Phase = Phase(),
                  alive: Callable[[], None] = lambda: None) -> dict[str, float]:
         """Means over the split: `top1`, `top5`, `loss` of the raw weights and `..._ema` of the
         averaged ones, at the run's last setting and, where that of `phase` is another, also at its
-        own: `..._stride16`. `alive` is called for every batch."""
+        own: `..._stride16`. `alive` is called for every batch. ValueError where the objective
+        scores nothing."""
+        if not self.scored:
+            raise ValueError(f"objective.name = {self.run.config.objective.name}: trains no "
+                             "classifier, there is nothing to score")
         settings = self.settings(phase)
         kinds = ("raw", "ema") if fields["ema"] else ("raw",)
         asked = [(kind, suffix, states.weights(fields, kind))

@@ -163,7 +163,8 @@ def draw_curves(workdir: Path) -> Path:
                 axes.axvline(before[0], color="gray", linewidth=0.8, linestyle=":")
         axes.set(xlabel="step", title=title)
         axes.grid(alpha=0.3)
-        axes.legend()
+        if axes.get_lines():
+            axes.legend()
     path = workdir / "curves.png"
     figure.savefig(path, dpi=120)
     pyplot.close(figure)

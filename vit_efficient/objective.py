@@ -12,6 +12,7 @@ import optax
 
 from vit_efficient.limits import Rate
 from vit_efficient.phases import Phase
+from vit_efficient.state import of_model
 
 
 class Aux(NamedTuple):
@@ -27,13 +28,21 @@ class Objective(NamedTuple):
     `predictions(forward, params, fixed, images) -> {name: logits [B, K]}`;
     `needs`: the knobs of the model that it uses; `lacks`: what training must be given first, in
     words (an evaluation goes without); `passes`: the model's passes in a training step, forward and
-    backward, as pairs of the knobs that it sets and how often on average; one forward is a third.
+    backward, as pairs of the knobs that it sets and how often on average; one forward is a third;
+    `init(key)`: parameters of its own, in every phase the same; `reads_stored`: its teacher may be
+    a `data.stored.Stored`, whose rows are `batch["teacher"]`.
+
+    What `init` returns is trained, averaged and stored under `params[state.OWN]`; a model's pass
+    does not see it, and no export, teacher or other run's start has it. `predictions` is None where
+    nothing that is trained can be scored.
     """
     gradients: Callable
-    predictions: Callable
+    predictions: Callable | None
     needs: tuple[str, ...] = ()
     lacks: str = ""
     passes: tuple[tuple[dict, float], ...] = (({}, 1.0),)
+    init: Callable | None = None
+    reads_stored: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,7 +52,8 @@ class Forward:
     The phase's static knobs and the step's scalars (functions of the traced step) are in it. With a
     key it is a training pass, with `None` an evaluation, which changes no collection. Of clips
     [B, F, S, S, 3] in place of images [B, S, S, 3] the outputs for the F frames are averaged.
-    `still(params)` says which parameters keep their values: no gradient of them is computed.
+    `still(params)` says which parameters keep their values: no gradient of them is computed. `method` is
+    the model's, as "features".
     """
     model: nn.Module
     phase: Phase
@@ -51,7 +61,7 @@ class Forward:
     still: Callable[[dict], dict] | None = None
 
     def __call__(self, params: dict, fixed: dict, images: jax.Array, key: jax.Array | None,
-                 **knobs) -> tuple:
+                 method: str | None = None, **knobs) -> tuple:
         if self.still:
             params = jax.tree.map(lambda leaf, still: jax.lax.stop_gradient(leaf) if still else
                                   leaf, params, self.still(params))
@@ -61,7 +71,7 @@ class Forward:
         traced = {name: at(fixed["step"]) for name, at in self.scalars.items()}
         collections, train = fixed["collections"], key is not None
         outputs, changed = self.model.apply(
-            {"params": params, **collections}, images, train=train,
+            {"params": of_model(params), **collections}, images, train=train, method=method,
             rngs={"dropout": key} if train else None, mutable=list(collections) if train else [],
             **(dict(self.phase.model) | traced | knobs))
         if frames:

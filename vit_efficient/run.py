@@ -19,6 +19,7 @@ from vit_efficient.config import load_stored
 from vit_efficient.data.augment import Augment, make_augment
 from vit_efficient.data.batches import image_shape
 from vit_efficient.data.sources import Data, open_data
+from vit_efficient.data.stored import Stored
 from vit_efficient.phases import Length, Phase, Phases
 from vit_efficient.pretrained import given_weights
 from vit_efficient.rooms import door
@@ -51,12 +52,17 @@ class Run:
         still = optim.frozen(self.config.optim.trained) if self.config.optim.trained else None
         forward = objective.Forward(self.model, phase, self.phases.scalars, still)
         teacher = objective.Forward(self.teacher[0], Phase(), {}) if self.teacher else None
+        teacher = self.data.stored or teacher
         made = make(forward, phase, teacher, **options(self.config.objective))
         if set(made.needs) - set(self.model.knobs):
             raise ValueError(
                 f"objective.name = {self.config.objective.name}: needs a model with the knobs "
                 f"{', '.join(made.needs)}; model.name = {self.config.model.name} has "
                 f"{', '.join(self.model.knobs) or 'none'}")
+        if self.data.stored and not made.reads_stored:
+            raise ValueError(f"{self.data.stored}: objective.name = {self.config.objective.name} "
+                             "learns from a teacher that sees its images, set teacher.workdir or "
+                             "teacher.init_from")
         return made
 
     def macs(self, phase: Phase) -> float:
@@ -68,7 +74,15 @@ class Run:
     def create_state(self) -> states.State:
         """The state before the first step, from the config's seed; jittable."""
         images = jnp.zeros((1, self.image_size, self.image_size, 3), jnp.float32)
-        variables = self.model.init(jax.random.key(self.config.seed), images, train=False)
+        return self.state_around(
+            self.model.init(jax.random.key(self.config.seed), images, train=False))
+
+    def state_around(self, variables: dict) -> states.State:
+        """The state before the first step with the model's `variables`; jittable."""
+        init = self.objective(self.phases.phase_at(0)).init
+        if init:
+            own = init(jax.random.fold_in(jax.random.key(self.config.seed), 0x0B7EC7))
+            variables = variables | {"params": variables["params"] | {states.OWN: own}}
         return states.create(self.config.seed, variables, self.optimizer, self.sparsity,
                              self.config.step.ema_decay > 0)
 
@@ -88,6 +102,8 @@ class Run:
 
     def fingerprint(self) -> dict:
         """What the checkpoint must know besides the state: which teacher it was."""
+        if self.data.stored:
+            return {"teacher": self.data.stored.fingerprint()}
         if not self.teacher:
             return {}
         return {"teacher": manifest.checksum(manifest.manifest(self.teacher[1]))}
@@ -96,8 +112,11 @@ class Run:
         """Shapes, dtypes and sharding of a batch of `size` examples, as it comes from the host."""
         side = dict(phase.data).get("image_size", self.image_size)
         array = partial(jax.ShapeDtypeStruct, sharding=sharding.batch_sharding(self.mesh))
-        return {"image": array(image_shape(size, self.data.train.frames, side), jnp.uint8),
-                "label": array((size,), jnp.int32), "weight": array((size,), jnp.float32)}
+        batch = {"image": array(image_shape(size, self.data.train.frames, side), jnp.uint8),
+                 "label": array((size,), jnp.int32), "weight": array((size,), jnp.float32)}
+        if self.data.stored:
+            batch["teacher"] = array((size, *self.data.stored.shape), jnp.float16)
+        return batch
 
     def step(self, phase: Phase) -> Callable:
         """The training step of `phase`, jitted, its state donated; ValueError where training lacks
@@ -153,6 +172,8 @@ def assemble(config: ConfigDict, data: Data | None = None, mesh: Mesh | None = N
     sparsity = door("sparsity", config.sparsity.name)(**options(config.sparsity))
     mesh = mesh or sharding.make_mesh(**config.mesh)
     sharding.check_batch(mesh, "batch_size", config.batch_size, config.step.accumulate)
+    if config.teacher.stored:
+        data = data._replace(stored=_stored(config, data, read_teacher is load_teacher))
     teacher = _teacher(config, data, mesh, read_teacher)
     run = Run(config, data, augment, model, length, phases, optimizer, sparsity, mesh, teacher)
     jax.eval_shape(partial(augment.on_device, num_classes=data.num_classes),
@@ -162,11 +183,23 @@ def assemble(config: ConfigDict, data: Data | None = None, mesh: Mesh | None = N
     return run
 
 
+def _stored(config: ConfigDict, data: Data, images: bool) -> Stored:
+    """The config's stored teacher, fit for the training set; without `images` for its length."""
+    stored = Stored(Path(config.teacher.stored))
+    stored.check_augment(config.augment)
+    if images:
+        stored.check_source(data.train)
+    else:
+        stored.check_length(len(data.train))
+    return stored
+
+
 def _teacher(config: ConfigDict, data: Data, mesh: Mesh, read: Callable) -> tuple | None:
     """The config's teacher, None where it has none."""
     given = config.teacher
-    if given.workdir and given.init_from:
-        raise ValueError("teacher.workdir and teacher.init_from: give one of them")
+    ways = [f"teacher.{key}" for key in ("workdir", "init_from", "stored") if given[key]]
+    if len(ways) > 1:
+        raise ValueError(f"{' and '.join(ways)}: give one of them")
     if bool(given.init_from) != bool(given.model):
         raise ValueError(f"teacher.init_from = {given.init_from!r} and teacher.model = "
                          f"{given.model!r}: they go together, a file and what model it is of")
@@ -176,8 +209,8 @@ def _teacher(config: ConfigDict, data: Data, mesh: Mesh, read: Callable) -> tupl
 
 
 def load_teacher(data: Data, mesh: Mesh, dtype: str = "float32", *, workdir: str = "",
-                 weights: str = "best", init_from: str = "",
-                 model: str = "") -> tuple[nn.Module, dict]:
+                 weights: str = "best", init_from: str = "", model: str = "",
+                 stored: str = "") -> tuple[nn.Module, dict]:
     """The teacher `(model, {"params", "collections"})`, on the run's classes and image size.
 
     Args:
@@ -187,6 +220,8 @@ def load_teacher(data: Data, mesh: Mesh, dtype: str = "float32", *, workdir: str
       weights: its checkpoint: "best", "latest" or a step.
       init_from, model: in place of a workdir any weights that `init_from` may name, and which model
         of the zoo they are.
+      stored: in place of both a folder with what a teacher said of every training image, as
+        `--job=features` writes it (data/stored.py); such a teacher is not loaded here.
     """
     made, like = _teacher_shapes(data, mesh, dtype, workdir, model)
     if workdir:
@@ -200,8 +235,8 @@ def load_teacher(data: Data, mesh: Mesh, dtype: str = "float32", *, workdir: str
 
 
 def abstract_teacher(data: Data, mesh: Mesh, dtype: str = "float32", *, workdir: str,
-                     weights: str = "best", init_from: str = "",
-                     model: str = "") -> tuple[nn.Module, dict]:
+                     weights: str = "best", init_from: str = "", model: str = "",
+                     stored: str = "") -> tuple[nn.Module, dict]:
     """What `load_teacher` returns, with shapes and places for arrays; no weights are read."""
     made, like = _teacher_shapes(data, mesh, dtype, workdir, model)
     return made, states.weights(like)

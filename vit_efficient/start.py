@@ -24,9 +24,10 @@ def first_state(run: Run, checkpoints: Checkpoints,
         return 0, run.fresh_state() if given is None else _state_around(run, given)
     step, state, record = found
     if record["extra"] != run.fingerprint():
-        source = "init_from" if run.config.teacher.init_from else "workdir"
-        raise ValueError(f"teacher.{source} = {run.config.teacher[source]}: its weights are not "
-                         f"those that step {step} in {checkpoints.directory} was taught by")
+        source = next(key for key in ("init_from", "stored", "workdir")
+                      if run.config.teacher[key] or key == "workdir")
+        raise ValueError(f"teacher.{source} = {run.config.teacher[source]}: it is not the teacher "
+                         f"that step {step} in {checkpoints.directory} was taught by")
     return step, state
 
 
@@ -50,7 +51,7 @@ def weights(run: Run, workdir: Path, name: str) -> tuple[int, dict]:
     if variables is None:
         return read_weights(workdir, name, like)
     fields = states.split(variables, ema=False)
-    places = {part: like[part] for part in ("params", "collections")}
+    places = {"params": states.of_model(like["params"]), "collections": like["collections"]}
     return 0, {**jax.tree.map(lambda leaf, x: jax.device_put(leaf, x.sharding),
                               {part: fields[part] for part in places}, places), "ema": {}}
 
@@ -63,8 +64,5 @@ def steps(workdir: Path) -> list[int]:
 
 def _state_around(run: Run, variables: dict) -> states.State:
     """The state before the first step, with these weights and the config's masks and EMA."""
-    def create(variables: dict) -> states.State:
-        return states.create(run.config.seed, variables, run.optimizer, run.sparsity,
-                             run.config.step.ema_decay > 0)
     places = jax.tree.map(lambda leaf: leaf.sharding, run.abstract_state)
-    return jax.jit(create, out_shardings=places)(variables)
+    return jax.jit(run.state_around, out_shardings=places)(variables)

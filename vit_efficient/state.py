@@ -4,6 +4,9 @@ import jax
 import jax.numpy as jnp
 
 
+OWN = "objective"     # the top key of `params` under which an objective's own parameters stand
+
+
 class State(struct.PyTreeNode):
     """One pytree of arrays; it is donated to every step and stored whole by every checkpoint.
 
@@ -38,6 +41,11 @@ def create(seed: int, variables: dict, optimizer, sparsity, ema: bool) -> State:
         fields["ema"]["params"] = params
     return State(step=zero, seed=seed, **fields | {"params": params}, masks=masks,
                  opt_state=optimizer.init(params), skipped=zero, streak=zero)
+
+
+def of_model(params: dict) -> dict:
+    """`params` without those that the objective brought."""
+    return {part: tree for part, tree in params.items() if part != OWN}
 
 
 def split(variables: dict, ema: bool) -> dict:

@@ -116,7 +116,8 @@ class Loop:
             pending = step + 1, phase, out
             self.watchdog.pat()
             stop = stop_requested(step)
-            if stop or self.validation.due(step + 1) or self.save_due(step + 1):
+            last = step + 1 == total
+            if stop or last or self.validation.due(step + 1) or self.save_due(step + 1):
                 self.arrived(*pending)
                 pending = None
                 self.pause(step + 1, phase, state)
@@ -210,9 +211,10 @@ def report(run: Run, workdir: Path, values: dict[str, float]) -> None:
     if jax.process_index():
         return
     curves = metrics.draw_curves(workdir)
+    scored = table(values) or "nothing is scored: the objective trains no classifier"
     print(f"""
 {run.config.model.name} on {len(run.data.val)} held-out images after {run.phases.total} steps:
-{table(values)}
+{scored}
 
 peak memory   {device.peak_memory() / 2 ** 30:.2f} GiB
 checkpoints   {workdir / 'checkpoints'}

@@ -31,7 +31,7 @@ class Augment(NamedTuple):
     repeats: int
 
 
-def make_augment(*, crop: Literal["random_resized", "resize", "src"] = "random_resized",
+def make_augment(*, crop: Literal["random_resized", "resize", "src", "center"] = "random_resized",
                  scale: tuple[float, float] = (0.08, 1.0),
                  ratio: tuple[float, float] = (3 / 4, 4 / 3), flip: Fraction = 0.5,
                  interpolation: Literal["bicubic", "bilinear", "random"] = "bicubic",
@@ -48,7 +48,8 @@ def make_augment(*, crop: Literal["random_resized", "resize", "src"] = "random_r
 
     Args:
       crop: "resize" trains on the whole image, squeezed to the square; "src" is DeiT III's simple
-        random crop. `scale` and `ratio` are read by "random_resized" alone.
+        random crop, "center" the evaluated centre. `scale` and `ratio` are read by
+        "random_resized" alone.
       scale, ratio: least and largest share of the image's area, and width/height, of a crop.
       flip: probability of mirroring.
       interpolation: of crops and RandAugment; "random" draws one, and evaluates with bicubic.
@@ -79,7 +80,7 @@ def make_augment(*, crop: Literal["random_resized", "resize", "src"] = "random_r
         three_augment and one_of_three,
         color_jitter and partial(jitter, strength=color_jitter))
     square = partial(host.train, crop=crop, scale=tuple(scale), ratio=tuple(ratio), flip=flip,
-                     interpolation=interpolation)
+                     interpolation=interpolation, eval_crop=eval_crop)
     train = partial(_train, square=square, changes=tuple(filter(None, changes)))
     evaluate = partial(host.evaluate, eval_crop=eval_crop,
                        interpolation="bicubic" if interpolation == "random" else interpolation)

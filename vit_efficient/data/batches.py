@@ -14,6 +14,7 @@ from vit_efficient.data import clips, order
 from vit_efficient.data.badrecords import substitutes
 from vit_efficient.data.images import BadImage
 from vit_efficient.data.sources import Source
+from vit_efficient.data.stored import Stored
 from vit_efficient.phases import Phases
 
 
@@ -42,14 +43,15 @@ def share_of(sharding: jax.sharding.Sharding) -> Share:
 class TrainBatches:
     """Steps `start` to the end of a run, each a dict of host arrays: `image` uint8 [b, S, S, 3], of
     clips [b, F, S, S, 3], `label` int32 [b], `weight` float32 [b] of ones, where b is the process's
-    share of the step's images."""
+    share of the step's images; with a stored teacher `teacher`, its rows, float16 [b, ...]."""
 
     def __init__(self, source: Source, transform: Callable, phases: Phases, batch_size: int,
-                 image_size: int, share: Share, seed: int, start: int):
+                 image_size: int, share: Share, seed: int, start: int,
+                 stored: Stored | None = None):
         if batch_size % share.of:
             raise ValueError(f"batch_size = {batch_size}: must be a multiple of {share.of}, "
                              "the parts that the mesh cuts a batch into")
-        self.source, self.share = source, share
+        self.source, self.share, self.stored = source, share, stored
         self.transform = _of_example(transform, clips.train, source.frames)
         self.batch_size, self.image_size = batch_size, image_size
         self.seed, self.start, self.total = seed, start, phases.total
@@ -72,18 +74,23 @@ class TrainBatches:
                                              len(self.source), self.seed)
         batch = _empty(len(examples), self.source.frames, size)
         batch["weight"][:] = 1
+        if self.stored:
+            batch["teacher"] = np.empty((len(examples), *self.stored.shape), np.float16)
         for row, (example, copy) in enumerate(zip(examples.tolist(), copies.tolist())):
             key = self.seed, position.epoch, example, copy
-            batch["image"][row], batch["label"][row] = self._image(example, size, key, batch["bad"])
+            i, batch["image"][row], batch["label"][row] = self._image(example, size, key,
+                                                                      batch["bad"])
+            if self.stored:
+                batch["teacher"][row] = self.stored[i]
         return batch
 
     def _image(self, example: int, size: int, key: tuple[int, ...],
-               bad: dict[int, str]) -> tuple[np.ndarray, int]:
-        """Transformed image and label, of the next good example where this one is `bad`."""
+               bad: dict[int, str]) -> tuple[int, np.ndarray, int]:
+        """The example, or the next good one where it is `bad`, its transformed image and label."""
         for i in substitutes(example, len(self.source)):
             try:
                 image, label = self.source[i]
-                return self.transform(image, size, order.generator(*key)), label
+                return i, self.transform(image, size, order.generator(*key)), label
             except BadImage as error:
                 bad[i] = str(error)
         raise ValueError(f"{self.source}: holds no good record")

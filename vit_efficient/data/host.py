@@ -18,7 +18,7 @@ SRC_PADDING = 4
 
 def train(image: np.ndarray, size: int, rng: np.random.Generator, *, crop: str,
           scale: tuple[float, float], ratio: tuple[float, float], flip: float,
-          interpolation: str) -> np.ndarray:
+          interpolation: str, eval_crop: float) -> np.ndarray:
     """A square of the image, maybe mirrored; `crop` is of `make_augment`."""
     if crop == "random_resized":
         top, left, height, width = crop_box(*image.shape[:2], scale, ratio, rng)
@@ -27,6 +27,8 @@ def train(image: np.ndarray, size: int, rng: np.random.Generator, *, crop: str,
         interpolation = "bilinear" if rng.random() < 0.5 else "bicubic"
     if crop == "src":
         image = simple_crop(image, size, interpolation, rng)
+    elif crop == "center":
+        image = evaluate(image, size, eval_crop=eval_crop, interpolation=interpolation)
     else:
         image = resized(image, size, size, interpolation)
     return image[:, ::-1] if rng.random() < flip else image

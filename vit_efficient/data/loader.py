@@ -33,7 +33,7 @@ def train_batches(data: Data, augment: Augment, phases: Phases, batch_size: int,
                   threads: Count = 8, prefetch: Count = 2) -> "Batches":
     """The batches of steps `start` to `phases.total`: global arrays `image` uint8 [B, S, S, 3], of
     clips [B, F, S, S, 3], `label` int32 [B] and `weight` float32 [B], whatever the other arguments
-    are.
+    are; with a stored teacher `teacher` float16 [B, ...].
 
     Args:
       sharding: of the first axis of every array; a process loads only the rows of its own devices.
@@ -44,7 +44,7 @@ def train_batches(data: Data, augment: Augment, phases: Phases, batch_size: int,
       prefetch: batches that lie ready on the devices.
     """
     batches = TrainBatches(data.train, augment.train, phases, batch_size, data.image_size,
-                           share_of(sharding), seed, start)
+                           share_of(sharding), seed, start, data.stored)
     return Batches(batches, sharding, workers, threads, prefetch)
 
 

@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 
 from vit_efficient.data import order
+from vit_efficient.data.stored import Stored
 from vit_efficient.limits import Count, Whole
 
 # What the papers train on; a recipe's images where its words name none.
@@ -30,11 +31,13 @@ class Source(Protocol):
 
 
 class Data(NamedTuple):
-    """`image_size` is the side of the images that the model sees, unless a phase says another."""
+    """`image_size` is the side of the images that the model sees, unless a phase says another;
+    `stored` is what a teacher said of the training images."""
     train: Source
     val: Source
     num_classes: int
     image_size: int
+    stored: Stored | None = None
 
 
 def open_data(*, source: Literal["tfds", "imagefolder", "arrayrecord", "clips", "digits"],
