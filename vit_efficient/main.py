@@ -33,7 +33,7 @@ Trains, evaluates and measures efficient vision transformers.
   --workdir=DIR                   checkpoints, config.json, metrics; default runs/NAME-WORDS.
                                   Without --config: go on with the run stored there
   --job=JOB                       train (default), evaluate, export, summary, benchmark, plan,
-                                  prepare; --job=JOB --help lists the job's flags
+                                  prepare, features; --job=JOB --help lists the job's flags
   --coordinator=HOST:PORT --processes=N --process=I
                                   one of N processes of a run on many hosts, I from 0"""
 

@@ -23,6 +23,7 @@ JOBS = {
     "plan": "vit_efficient.plan:plan",
     "export": "vit_efficient.export:export",
     "prepare": "vit_efficient.prepare:prepare",
+    "features": "vit_efficient.features:features",
 }
 
 

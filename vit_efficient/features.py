@@ -1,0 +1,146 @@
+"""Stores what a model says of every training image, to teach another one: `teacher.stored`."""
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+import numpy as np
+
+from vit_efficient import device, objective, sharding, start as starts, state as states
+from vit_efficient.data.loader import evaluation_batches
+from vit_efficient.data.sources import Source
+from vit_efficient.data.stored import ABOUT, ARRAY, FORMAT, Kind, describe, sampled
+from vit_efficient.manifest import checksum, manifest
+from vit_efficient.phases import Phase
+from vit_efficient.run import assemble
+from vit_efficient.teachers import check_kind, says, shape
+
+UNFINISHED = "unfinished"           # in the names of both files until the last row is there
+SAVED_BATCHES = 50                  # after so many batches a kill loses nothing
+
+log = logging.getLogger(__name__)
+
+
+def features(config: ConfigDict, workdir: Path, *, out: str, kind: Kind = "class",
+             weights: str = "best") -> dict[str, Any]:
+    """Writes the folder `teacher.stored` of other runs: what a checkpoint of `workdir`, or where it
+    has none the weights of `init_from`, says of every training image's centre crop, without
+    augmentation; a bad record's row is zero. The same command after a kill goes on.
+
+    Args:
+      out: the folder; data/stored.py describes its files.
+      kind: "class" tokens, all "tokens" or "logits". All tokens of ImageNet-1k by a DeiT-B are
+        388 GB, its class tokens 2 GB.
+      weights: as in every evaluation.
+    Returns:
+      What `features.json` holds. Raises ValueError where there are no such weights, the model does
+      not give `kind`, or `out` holds something else.
+    """
+    if jax.process_count() > 1:
+        raise ValueError("--job=features: runs in one process on one machine")
+    device.refuse_accidental_cpu()
+    run = assemble(config)
+    check_kind(f"--kind={kind}", run.model, kind)
+    device.compile_cache()
+    step, fields = starts.weights(run, Path(workdir), weights)
+    chosen, source, folder = states.weights(fields), run.data.train, Path(out).expanduser()
+    labels, means = describe(source, sampled(len(source)))
+    about = {"format": FORMAT, "kind": kind, "crop": config.augment.eval_crop, "labels": labels,
+             "means": means, "model": config.model.name, "image_size": run.image_size,
+             "step": step, "weights": checksum(manifest(chosen))}
+    if not _finished(folder, about):
+        forward = objective.Forward(run.model, Phase(), run.phases.scalars)
+        rows = (len(source), *shape(forward, kind))
+        array, done = _begin(folder, about, rows)
+        log.info("%s: %d of %d rows are there", folder, done, rows[0])
+        _fill(run, forward, chosen, kind, array, done, folder / f"{UNFINISHED}.json", about)
+        os.replace(folder / f"{UNFINISHED}.npy", folder / ARRAY)
+        _write(folder / ABOUT, about)
+        (folder / f"{UNFINISHED}.json").unlink()
+    print(f"{folder}: {kind} of {len(source)} images by {config.model.name}, step {step}")
+    return about
+
+
+class _Rest:
+    """The examples of a source from `first` on."""
+
+    def __init__(self, source: Source, first: int):
+        self.source, self.first = source, first
+        self.classes, self.max_bad_records = source.classes, source.max_bad_records
+
+    def __len__(self) -> int:
+        return len(self.source) - self.first
+
+    def __getitem__(self, i: int):
+        return self.source[self.first + i]
+
+    def __str__(self) -> str:
+        return str(self.source)
+
+
+def _fill(run, forward, weights: dict, kind: Kind, array: np.ndarray, done: int, progress: Path,
+          about: dict) -> None:
+    """Computes the rows from `done` on."""
+    @jax.jit
+    def program(weights: dict, batch: dict) -> jax.Array:
+        fixed = {"collections": weights["collections"], "step": jnp.int32(about["step"])}
+        images = run.augment.normalize(batch)["image"]
+        return says(forward, weights["params"], fixed, images, kind).astype(jnp.float16)
+
+    with evaluation_batches(_Rest(run.data.train, done), run.augment, run.image_size,
+                            run.config.batch_size, sharding.batch_sharding(run.mesh),
+                            **run.config.loader) as batches:
+        for i, batch in enumerate(batches, 1):
+            count = min(run.config.batch_size, len(array) - done)
+            found = np.asarray(program(weights, batch))[:count]
+            good = np.asarray(batch["weight"])[:count] > 0
+            if not np.isfinite(found[good]).all():
+                raise ValueError(f"--kind={kind}: a number among rows {done} to {done + count} is "
+                                 "not finite in float16")
+            array[done:done + count] = np.where(good.reshape(-1, *[1] * (found.ndim - 1)), found, 0)
+            done += count
+            if i % SAVED_BATCHES == 0:
+                array.flush()
+                _write(progress, about | {"done": done})
+                log.info("%d of %d rows", done, len(array))
+    array.flush()
+
+
+def _finished(folder: Path, about: dict) -> bool:
+    """True where `folder` holds these features; ValueError where it holds others."""
+    if not (folder / ABOUT).exists():
+        return False
+    _same(folder / ABOUT, about)
+    return True
+
+
+def _same(path: Path, about: dict) -> dict:
+    """What stands in the file `path`; ValueError where it tells of other features."""
+    there = json.loads(path.read_text(encoding="utf-8"))
+    if other := [key for key in about if there.get(key) != about[key]]:
+        raise ValueError(f"--out={path.parent}: holds features of other {' and '.join(other)}; "
+                         "give a new folder or delete this one")
+    return there
+
+
+def _begin(folder: Path, about: dict, rows: tuple[int, ...]) -> tuple[np.ndarray, int]:
+    """The array to fill, mapped from its file, and how many of its rows are there."""
+    path, progress = folder / f"{UNFINISHED}.npy", folder / f"{UNFINISHED}.json"
+    if progress.exists():
+        return np.load(path, mmap_mode="r+"), _same(progress, about)["done"]
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"--out={folder}: must be a new or an empty folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    array = np.lib.format.open_memmap(path, "w+", np.float16, rows)
+    _write(progress, about | {"done": 0})
+    return array, 0
+
+
+def _write(path: Path, record: dict) -> None:
+    temporary = path.with_suffix(".new")
+    temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
