@@ -52,8 +52,8 @@ class Forward:
     The phase's static knobs and the step's scalars (functions of the traced step) are in it. With a
     key it is a training pass, with `None` an evaluation, which changes no collection. Of clips
     [B, F, S, S, 3] in place of images [B, S, S, 3] the outputs for the F frames are averaged.
-    `still(params)` says which parameters keep their values: no gradient of them is computed. `method` is
-    the model's, as "features".
+    `still(params)` says which parameters keep their values: no gradient of them is computed.
+    `method` is the model's, as "features".
     """
     model: nn.Module
     phase: Phase

@@ -39,12 +39,16 @@ def evaluate(config: ConfigDict, workdir: Path, *, ratios: tuple[Fraction, ...] 
       rounds: measurements of a batch's time at each width, in turns; their median counts.
       out: the CSV file, a picture with the same stem beside it; by default WORKDIR/widths.csv.
     Raises:
-      ValueError: a width that the model cannot have, with those that it can; no such checkpoint.
+      ValueError: a width that the model cannot have, with those that it can; no such checkpoint; a
+        model without a trained classifier.
     """
     if "granularity" not in config.model:
         _check_one_width(config, "ratios", ratios)
         return [evaluate_one(config, workdir, split=split, weights=weights)]
     device.refuse_accidental_cpu()
+    if config.objective.get("signal", "logits") != "logits":
+        raise ValueError(f"objective.signal = {config.objective.signal}: a foundation model's "
+                         "features train no classifier, there is nothing to score")
     free = create_model(image_size=config.data.image_size,
                         **{**config.model, "granularity": None})
     trained = _trained(config, free)
@@ -176,7 +180,7 @@ def _check_one_width(config: ConfigDict, flag: str, given: Any) -> None:
 def _evaluating(config: ConfigDict, widths: tuple[float, ...]) -> ConfigDict:
     """The config whose evaluation scores `widths`, trained or not, without a teacher."""
     config = ConfigDict(config.to_dict())
-    config.teacher.update(dict(workdir="", init_from="", model=""))
+    config.teacher.update(dict(workdir="", init_from="", model="", stored=""))
     config.objective = ConfigDict(dict(name="separate", label_smoothing=0.0, ratios=widths))
     config.model.granularity = None
     return config
@@ -184,7 +188,8 @@ def _evaluating(config: ConfigDict, widths: tuple[float, ...]) -> ConfigDict:
 
 def _trained(config: ConfigDict, model: Slimmable) -> tuple[float, ...]:
     """The widths that the config trains; the full one alone where its objective is another."""
-    if config.objective.name not in ("scala", "probe") or not config.model.granularity:
+    trains = config.objective.name in ("scala", "probe", "foundation")
+    if not trains or not config.model.granularity:
         return (model.largest_ratio,)
     return model.clone(granularity=config.model.granularity).ratios
 

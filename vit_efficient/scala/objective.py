@@ -16,6 +16,7 @@ from vit_efficient.limits import Count, Fraction, NonNegative, Positive, Rate
 from vit_efficient.objective import (Aux, Objective, accumulated, hits, soft_targets,
                                      supervised)
 from vit_efficient.phases import Phase
+from vit_efficient.scala.foundation import foundation
 from vit_efficient.scala.phases import FULL
 from vit_efficient.scala.probe import probe
 from vit_efficient.scala.widths import draw, every_width, passes
@@ -184,4 +185,4 @@ def _check(model, distilled: bool, has_teacher: bool, taught: str, bce: bool,
                          "objective.bce, which takes every class above 0 for a label")
 
 
-VARIANTS = {"separate": separate, "scala": scala, "probe": probe}
+VARIANTS = {"separate": separate, "scala": scala, "foundation": foundation, "probe": probe}

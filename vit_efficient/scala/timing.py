@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_efficient import sharding
+from vit_efficient import sharding, state as states
 from vit_efficient.deit.objective import teacher_logits
 from vit_efficient.objective import Forward, supervised
 from vit_efficient.phases import Phase
@@ -49,7 +49,7 @@ def images_of(run: Run, values: Callable[[tuple[int, ...]], np.ndarray]) -> jax.
 def time_widths(run: Run, rounds: int, steps: int) -> dict[str, dict[str, float]]:
     """Of each trained width the multiply-adds and the time of an evaluation pass, as shares of the
     widest one's (median of the rounds)."""
-    weights = {"params": run.fresh_state().params, "collections": {}}
+    weights = states.weights(states.weight_fields(run.fresh_state()), "raw")
     seconds = in_turns(forward_passes(run, weights, run.model.ratios), rounds, steps, _clock())
     widest = run.model.ratios[-1]
     macs = {ratio: sum(run.model.macs(ratio=ratio).values()) for ratio in seconds}
@@ -72,8 +72,8 @@ def time_nets(run: Run, rounds: int, steps: int) -> dict[str, float]:
     images = images_of(run, lambda shape: rng.normal(size=shape))
     labels = rng.integers(0, model.num_classes, len(images)).astype(np.int32)
     batch = {"image": images, "label": jax.device_put(labels, images.sharding)}
-    fixed = {"collections": {}, "step": 0, **run.frozen()}
-    params, plain, pairs = run.fresh_state().params, {}, []
+    state, plain, pairs = run.fresh_state(), {}, []
+    fixed = {"collections": state.collections, "step": 0, **run.frozen()}
     for i in range(rounds):
         key = jax.random.key(i)
         nets = draw(jax.random.split(key, 5)[0], len(model.ratios)).values()
@@ -85,7 +85,7 @@ def time_nets(run: Run, rounds: int, steps: int) -> dict[str, float]:
         if run.teacher:
             teacher = jax.jit(partial(teacher_logits, Forward(run.teacher[0], Phase(), {})))
             turn["teacher"] = partial(teacher, fixed, images)
-        turn["step"] = partial(gradients, params, fixed, batch, key)
+        turn["step"] = partial(gradients, state.params, fixed, batch, key)
         seconds = {name: each[0] for name, each in in_turns(turn, 1, steps, _clock()).items()}
         pairs.append((seconds.pop("step"), sum(seconds.values())))
     ours, theirs = np.array(pairs).T
@@ -99,8 +99,9 @@ def _gradients(net) -> tuple[Callable, dict, dict]:
     """The plain classifier `net`'s gradients, jitted, and their first two arguments."""
     objective = supervised(Forward(net, Phase(), {}), Phase(), None)
     images = jnp.zeros((1, net.image_size, net.image_size, 3))
-    params = jax.jit(net.init)(jax.random.key(0), images)["params"]
-    return jax.jit(objective.gradients), params, {"collections": {}, "step": 0}
+    collections = dict(jax.jit(net.init)(jax.random.key(0), images))
+    params = collections.pop("params")
+    return jax.jit(objective.gradients), params, {"collections": collections, "step": 0}
 
 
 def _clock() -> Callable[[], float]:
