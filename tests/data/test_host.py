@@ -9,7 +9,7 @@ import pytest
 from vit_efficient.data import host, resize
 
 RECIPE = dict(crop="random_resized", scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), flip=0.5,
-              interpolation="bicubic")
+              interpolation="bicubic", eval_crop=0.875)
 
 
 def photo(height, width, seed=0):

@@ -37,7 +37,7 @@ TINY = {"epochs": 20.0, "model.width": 48, "model.depth": 2, "model.num_heads": 
         "model.smallest_ratio": 0.5, "model.granularity": 0.5, "objective.ratios": (0.5, 1.0),
         "optim.lr": 4e-3, "optim.warmup_epochs": 1.0, "phases.full_epochs": 1.0,
         "validation.every_epochs": 50.0, "checkpoint.every_epochs": 15.0, "step.ema_decay": 0.9}
-BARS = {"0.5": 0.5, "1": 0.6}
+BARS = {"0.5": 0.3, "1": 0.5}      # a tenth is chance
 
 
 def softmax(x):
@@ -231,8 +231,7 @@ def run(folder):
 
 def test_stored_features_teach_as_their_model_does(folder):
     """The first batch's loss, under the same weights; float16 is the difference."""
-    config = vit_efficient.config("scala:digits", TINY | {
-        "objective.name": "separate", "phases.name": "constant"})
+    config = vit_efficient.config("scala:digits", TINY | {"objective.name": "separate"})
     workdir, made = folder / "teacher", assemble(config)
     store(config, workdir)
     with Checkpoints(workdir / "checkpoints") as checkpoints:
