@@ -79,6 +79,6 @@ def test_the_input_is_measured_beside_pillow(tmp_path):
     crop = bare_pillow(data, 32, np.random.default_rng(0))
     expected = host.train(np.asarray(Image.open(tmp_path / "train/a/0.png")), 32,
                           np.random.default_rng(0), crop="random_resized", scale=(0.08, 1.0),
-                          ratio=(3 / 4, 4 / 3), flip=0.0, interpolation="bicubic")
+                          ratio=(3 / 4, 4 / 3), flip=0.0, interpolation="bicubic", eval_crop=1.0)
     assert crop.shape == (32, 32, 3)
     assert np.abs(np.int32(crop) - expected).mean() < 1

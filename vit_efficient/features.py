@@ -70,7 +70,8 @@ class _Rest:
 
     def __init__(self, source: Source, first: int):
         self.source, self.first = source, first
-        self.classes, self.max_bad_records = source.classes, source.max_bad_records
+        self.classes, self.frames = source.classes, source.frames
+        self.max_bad_records = source.max_bad_records
 
     def __len__(self) -> int:
         return len(self.source) - self.first

@@ -163,7 +163,7 @@ def draw_curves(workdir: Path) -> Path:
                 axes.axvline(before[0], color="gray", linewidth=0.8, linestyle=":")
         axes.set(xlabel="step", title=title)
         axes.grid(alpha=0.3)
-        if axes.get_lines():
+        if axes.get_legend_handles_labels()[0]:
             axes.legend()
     path = workdir / "curves.png"
     figure.savefig(path, dpi=120)

@@ -320,6 +320,7 @@ def test_features_alone_teach_every_width(run):
         assert trained[ratio] > untrained[ratio]
 
 
+@pytest.mark.slow
 def test_logits_alone_teach_the_classifier(folder):
     """Held-out top-1 from stored logits, at every width."""
     stored = elsewhere(folder / "logits", "logits", 6 * one_hot())
