@@ -17,7 +17,7 @@ from vit_efficient import (interop, manifest, objective, optim, sharding, state 
 from vit_efficient.checkpoint import read_weights
 from vit_efficient.config import load_stored
 from vit_efficient.data.augment import Augment, make_augment
-from vit_efficient.data.batches import image_shape
+from vit_efficient.data.frames import image_shape
 from vit_efficient.data.sources import Data, open_data
 from vit_efficient.data.stored import Stored
 from vit_efficient.phases import Length, Phase, Phases

@@ -12,8 +12,8 @@ import pytest
 from vit_efficient.data import loader, order
 from vit_efficient.data.augment import make_augment
 from vit_efficient.data.batches import EvaluationBatches, Share, TrainBatches
-from vit_efficient.data.clips import spaced, train as clip_train
 from vit_efficient.data.erasing import erase
+from vit_efficient.data.frames import spaced, train_clip
 from vit_efficient.data.mixing import mix
 from vit_efficient.data.sources import open_data
 from vit_efficient.phases import Length, constant
@@ -136,7 +136,7 @@ def test_a_clip_with_a_damaged_frame_is_a_bad_record(folder):
     batch = batches(opened(folder).train)[0]
     assert list(batch["bad"]) == [2] and "train/b/w/f0.png: no readable image" in batch["bad"][2]
     examples = order.shuffled(np.arange(4), 4, 3, 0).tolist()
-    expected = clip_train(opened(folder).train[3][0], 10, order.generator(3, 0, 2, 0), frames=4,
+    expected = train_clip(opened(folder).train[3][0], 10, order.generator(3, 0, 2, 0), frames=4,
                           transform=AUGMENT.train)           # the next clip stands in for it
     np.testing.assert_array_equal(batch["image"][examples.index(2)], expected)
 

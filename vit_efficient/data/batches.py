@@ -10,8 +10,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from vit_efficient.data import clips, order
+from vit_efficient.data import order
 from vit_efficient.data.badrecords import substitutes
+from vit_efficient.data.frames import evaluation_clip, image_shape, train_clip
 from vit_efficient.data.images import BadImage
 from vit_efficient.data.sources import Source
 from vit_efficient.data.stored import Stored
@@ -52,7 +53,7 @@ class TrainBatches:
             raise ValueError(f"batch_size = {batch_size}: must be a multiple of {share.of}, "
                              "the parts that the mesh cuts a batch into")
         self.source, self.share, self.stored = source, share, stored
-        self.transform = _of_example(transform, clips.train, source.frames)
+        self.transform = _of_example(transform, train_clip, source.frames)
         self.batch_size, self.image_size = batch_size, image_size
         self.seed, self.start, self.total = seed, start, phases.total
         # Not `phases` itself: a worker process must be able to unpickle this, and reads no scalars.
@@ -106,7 +107,7 @@ class EvaluationBatches:
     def __init__(self, source: Source, transform: Callable, image_size: int, batch_size: int,
                  share: Share):
         self.source, self.share = source, share
-        self.transform = _of_example(transform, clips.evaluate, source.frames)
+        self.transform = _of_example(transform, evaluation_clip, source.frames)
         self.batch_size, self.image_size = batch_size, image_size
 
     def __len__(self) -> int:
@@ -125,11 +126,6 @@ class EvaluationBatches:
                 except BadImage as error:
                     batch["bad"][example] = str(error)
         return batch
-
-
-def image_shape(count: int, frames: int | None, size: int) -> tuple[int, ...]:
-    """Of a batch's `image`: [count, size, size, 3], of clips [count, frames, size, size, 3]."""
-    return (count, *((frames,) if frames else ()), size, size, 3)
 
 
 def _of_example(transform: Callable, of_clip: Callable, frames: int | None) -> Callable:

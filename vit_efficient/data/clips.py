@@ -1,7 +1,5 @@
 """Clips as folders of frames, `path/train|val/<class>/<clip>/<frame>`: an example is one clip, of
 which some frames are seen, evenly spaced."""
-from collections.abc import Callable
-import copy
 import os
 from pathlib import Path
 import re
@@ -12,17 +10,6 @@ from vit_efficient.data import images
 from vit_efficient.data.folders import EXTENSIONS, is_image, listed, open_folders
 from vit_efficient.data.jpeg import Jpeg
 from vit_efficient.data.retry import patiently
-
-
-def spaced(count: int, frames: int, shift: np.ndarray | float = 0.5) -> np.ndarray:
-    """`frames` places of `count`, one in each of as many equal segments: int64 [frames], ascending.
-
-    `floor((i + shift_i) count / frames)` for i from 0 on (temporal segment networks, Wang et al.,
-    ECCV 2016): a `shift` of 0.5 is the middle of each segment, a random one of [0, 1) [frames] a
-    random place in it. A clip of fewer frames shows some of them again.
-    """
-    places = np.floor((np.arange(frames) + shift) * count / frames).astype(np.int64)
-    return np.minimum(places, count - 1)              # i + shift may be rounded up to i + 1
 
 
 class Clip:
@@ -38,20 +25,6 @@ class Clip:
     def __getitem__(self, i: int) -> np.ndarray | Jpeg:
         path = self.folder / self.names[i]
         return images.decode(patiently(path.read_bytes, str(path)), str(path))
-
-
-def train(clip: Clip, size: int, rng: np.random.Generator, *, frames: int,
-          transform: Callable) -> np.ndarray:
-    """uint8 [frames, size, size, 3]: a random frame of each segment, every one under the same
-    draws of `transform(image, size, rng)`, so in the same box and mirrored or not together."""
-    chosen = spaced(len(clip), frames, np.array([rng.random() for _ in range(frames)]))
-    return np.stack([transform(clip[i], size, copy.deepcopy(rng)) for i in chosen])
-
-
-def evaluate(clip: Clip, size: int, *, frames: int, transform: Callable) -> np.ndarray:
-    """uint8 [frames, size, size, 3]: the middle frame of each segment under
-    `transform(image, size)`."""
-    return np.stack([transform(clip[i], size) for i in spaced(len(clip), frames)])
 
 
 class ClipFolder:
