@@ -1,5 +1,6 @@
 """Features of every training image: what the model says, once, also after a kill."""
 import json
+import os
 
 import jax
 import numpy as np
@@ -74,6 +75,28 @@ def test_the_same_command_goes_on_after_a_kill(config, tmp_path, monkeypatch):
     assert first == [4 * 128]
     np.testing.assert_array_equal(*(np.load(tmp_path / name / "features.npy")
                                     for name in ("whole", "parts")))
+
+
+@pytest.mark.parametrize("name", ["unfinished.json", "features.json"])
+@pytest.mark.parametrize("written", [False, True])
+def test_a_kill_at_the_first_or_the_last_file_is_made_good(config, tmp_path, monkeypatch, name,
+                                                           written):
+    replace = os.replace
+
+    def killed(source, target):
+        if target.name == name:
+            if written:
+                replace(source, target)
+            raise KeyboardInterrupt
+        replace(source, target)
+    monkeypatch.setattr(job.os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        features(config, tmp_path, out=str(tmp_path / "x"))
+    monkeypatch.setattr(job.os, "replace", replace)
+    features(config, tmp_path, out=str(tmp_path / "x"))
+    assert sorted(os.listdir(tmp_path / "x")) == ["features.json", "features.npy"]
+    Stored(tmp_path / "x").check_source(assemble(config).data.train)
+    assert np.load(tmp_path / "x" / "features.npy").any(1).all()
 
 
 def test_another_folder_is_left_alone(config, tmp_path):

@@ -19,7 +19,8 @@ from vit_efficient.phases import Phase
 from vit_efficient.run import assemble
 from vit_efficient.teachers import check_kind, says, shape
 
-UNFINISHED = "unfinished"           # in the names of both files until the last row is there
+PROGRESS = "unfinished.json"        # ABOUT is written when the last row is there
+TEMPORARY = "unfinished.new"        # what a kill may leave, and the next start takes again
 SAVED_BATCHES = 50                  # after so many batches a kill loses nothing
 
 log = logging.getLogger(__name__)
@@ -57,10 +58,9 @@ def features(config: ConfigDict, workdir: Path, *, out: str, kind: Kind = "class
         rows = (len(source), *shape(forward, kind))
         array, done = _begin(folder, about, rows)
         log.info("%s: %d of %d rows are there", folder, done, rows[0])
-        _fill(run, forward, chosen, kind, array, done, folder / f"{UNFINISHED}.json", about)
-        os.replace(folder / f"{UNFINISHED}.npy", folder / ARRAY)
+        _fill(run, forward, chosen, kind, array, done, folder / PROGRESS, about)
         _write(folder / ABOUT, about)
-        (folder / f"{UNFINISHED}.json").unlink()
+    (folder / PROGRESS).unlink(missing_ok=True)
     print(f"{folder}: {kind} of {len(source)} images by {config.model.name}, step {step}")
     return about
 
@@ -130,18 +130,21 @@ def _same(path: Path, about: dict) -> dict:
 
 def _begin(folder: Path, about: dict, rows: tuple[int, ...]) -> tuple[np.ndarray, int]:
     """The array to fill, mapped from its file, and how many of its rows are there."""
-    path, progress = folder / f"{UNFINISHED}.npy", folder / f"{UNFINISHED}.json"
+    progress, done = folder / PROGRESS, 0
     if progress.exists():
-        return np.load(path, mmap_mode="r+"), _same(progress, about)["done"]
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        done = _same(progress, about)["done"]
+    elif folder.exists() and (not folder.is_dir() or set(os.listdir(folder)) - {TEMPORARY}):
         raise ValueError(f"--out={folder}: must be a new or an empty folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    array = np.lib.format.open_memmap(path, "w+", np.float16, rows)
-    _write(progress, about | {"done": 0})
-    return array, 0
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(progress, about | {"done": 0})
+    if done:
+        return np.load(folder / ARRAY, mmap_mode="r+"), done
+    return np.lib.format.open_memmap(folder / ARRAY, "w+", np.float16, rows), 0
 
 
 def _write(path: Path, record: dict) -> None:
-    temporary = path.with_suffix(".new")
+    """At once: a kill leaves the file as it was, or whole."""
+    temporary = path.with_name(TEMPORARY)
     temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     os.replace(temporary, path)
