@@ -9,6 +9,7 @@ import optax
 from vit_efficient.limits import Fraction, Positive, Rate
 from vit_efficient.objective import Aux, Objective, hits, one_classifier, soft_targets
 from vit_efficient.phases import Phase
+from vit_efficient.teachers import taught
 
 
 def soft_label_loss(student: jax.Array, teacher: jax.Array, temperature: float = 1.0) -> jax.Array:
@@ -39,13 +40,6 @@ def head_loss(kind: str, student: jax.Array, teacher: jax.Array, temperature: fl
     return tempered_divergence(student, teacher, temperature)
 
 
-def teacher_logits(teacher: Callable, fixed: dict, images: jax.Array) -> jax.Array:
-    """The teacher's outputs in evaluation mode; its weights come in `fixed`, never in a closure."""
-    weights = fixed["teacher"]
-    fixed = fixed | {"collections": weights["collections"]}
-    return teacher(weights["params"], fixed, images, None)[0]
-
-
 def lacks(teacher: Callable | None, name: str) -> str:
     """What to say where the objective `name` was configured without a teacher, else ""."""
     return "" if teacher else (
@@ -57,7 +51,7 @@ def soft_labels(forward: Callable, phase: Phase, teacher: Callable | None, *,
                 temperature: Positive = 1.0) -> Objective:
     """A teacher's soft labels alone, as SReT distills: labels are not read by the loss."""
     def loss(params, fixed, batch, key):
-        signal = teacher_logits(teacher, fixed, batch["image"])
+        signal = taught(teacher, fixed, batch, "logits")
         logits, collections = forward(params, fixed, batch["image"], key)
         right = hits(logits, batch["label"])
         return (soft_label_loss(logits, signal, temperature),
@@ -75,7 +69,7 @@ def distilled(forward: Callable, phase: Phase, teacher: Callable | None, *,
     (`soft`), both on the second output of a distilled model.
     """
     def loss(params, fixed, batch, key):
-        signal = teacher_logits(teacher, fixed, batch["image"])
+        signal = taught(teacher, fixed, batch, "logits")
         (logits, second), collections = forward(params, fixed, batch["image"], key)
         target = soft_targets(batch["label"], logits.shape[-1], label_smoothing)
         base = optax.softmax_cross_entropy(logits, target).mean()

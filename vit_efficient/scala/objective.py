@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vit_efficient.deit.objective import hard_label_loss, head_loss, lacks, teacher_logits
+from vit_efficient.deit.objective import hard_label_loss, head_loss, lacks
 from vit_efficient.limits import Count, Fraction, NonNegative, Positive, Rate
 from vit_efficient.objective import (Aux, Objective, accumulated, hits, soft_targets,
                                      supervised)
@@ -20,6 +20,7 @@ from vit_efficient.scala.foundation import foundation
 from vit_efficient.scala.phases import FULL
 from vit_efficient.scala.probe import probe
 from vit_efficient.scala.widths import draw, every_width, passes
+from vit_efficient.teachers import taught
 
 
 def divergence(student: jax.Array, teacher: jax.Array) -> jax.Array:
@@ -50,7 +51,8 @@ def full_loss(forward: Callable, teacher: Callable | None, params: dict, fixed: 
     base = (optax.sigmoid_binary_cross_entropy(heads[0], target).mean(-1) if bce
             else optax.softmax_cross_entropy(heads[0], target)).mean()
     if heads[1:]:
-        base = (1 - alpha) * base + alpha * term(heads[1], teacher_logits(teacher, fixed, images))
+        signal = taught(teacher, fixed, {"image": images}, "logits")
+        base = (1 - alpha) * base + alpha * term(heads[1], signal)
     return base, (heads, collections)
 
 

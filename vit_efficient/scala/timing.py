@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_efficient import sharding, state as states
-from vit_efficient.deit.objective import teacher_logits
 from vit_efficient.objective import Forward, supervised
 from vit_efficient.phases import Phase
 from vit_efficient.run import Run
 from vit_efficient.scala.widths import draw
+from vit_efficient.teachers import taught
 
 
 def in_turns(programs: dict[Hashable, Callable[[], Any]], rounds: int, steps: int = 1,
@@ -83,8 +83,8 @@ def time_nets(run: Run, rounds: int, steps: int) -> dict[str, float]:
                 plain[ratio] = partial(*_gradients(model.subnet(ratio)), batch, key)
         turn = {ratio: plain[ratio] for ratio in widths}
         if run.teacher:
-            teacher = jax.jit(partial(teacher_logits, Forward(run.teacher[0], Phase(), {})))
-            turn["teacher"] = partial(teacher, fixed, images)
+            says = partial(taught, Forward(run.teacher[0], Phase(), {}), kind="logits")
+            turn["teacher"] = partial(jax.jit(says), fixed, batch)
         turn["step"] = partial(gradients, state.params, fixed, batch, key)
         seconds = {name: each[0] for name, each in in_turns(turn, 1, steps, _clock()).items()}
         pairs.append((seconds.pop("step"), sum(seconds.values())))
