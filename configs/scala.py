@@ -101,7 +101,7 @@ def get_config(size: Literal["small", "base"] = "small", widths: Literal[25, 13,
 
 def _digits(config: ConfigDict, other_images: bool) -> None:
     config.update(dict(
-        epochs=50.0, batch_size=64, dtype="float32",
+        epochs=60.0, batch_size=64, dtype="float32",
         data=dict(image_size=32),
         augment=dict(scale=(0.6, 1.0), ratio=(0.85, 1.18), flip=0.0, randaugment=None, erase=0.0,
                      mixup=0.0, cutmix=0.0, eval_crop=1.0),
