@@ -276,8 +276,8 @@ def test_position_tables_are_resized_as_torch_does():
 
 
 def test_unknown_adaptations_are_refused(tiny):
-    for adapt in ("classes", ("heads",)):
-        with pytest.raises(ValueError, match="adapt = .*: may hold classes, image_size, parts"):
+    for adapt in ("classes", ("head",)):
+        with pytest.raises(ValueError, match="adapt = .*: may hold classes, heads, image_size, parts"):
             interop.from_torch(*tiny, adapt=adapt)
 
 

@@ -145,8 +145,9 @@ class Merge(nn.Module):
             init = nn.initializers.normal(0.02)
             return nn.Dense(self.width, use_bias=False, dtype=self.dtype, kernel_init=init,
                             name="reduction")(x)
+        # Initialising is said only then: else it is taken for one where any collection may change.
         return nn.map_variables(reduce, "params", partial(pixel_first, kernel=self.kernel),
-                                init=True)(self, x)
+                                init=self.is_initializing())(self, x)
 
 
 class Stage(nn.Module):
