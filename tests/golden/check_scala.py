@@ -17,9 +17,10 @@ from vit_efficient.evaluate import scores
 from vit_efficient.layers.position import resize_bicubic
 from vit_efficient.objective import Forward
 from vit_efficient.phases import Length, Phase
-from vit_efficient.scala import objective, widths
+from vit_efficient.scala import objective
 from vit_efficient.scala.models import Scala
 from vit_efficient.scala.phases import FULL, full_net_first
+from vit_efficient.scala.widths import draw, drawn
 from vit_efficient.zoo import create_model
 
 # of logits and of what stands inside: ours are 3e-6 off
@@ -177,7 +178,7 @@ def sampling(fixture: Fixture) -> None:
         smallest, largest, granularity = map(float, key.split(","))
         ratios = create_model("scala", smallest_ratio=smallest, largest_ratio=largest,
                               granularity=granularity).ratios
-        upper, lower = ([ratios[i] for i in places] for places in widths.drawn(len(ratios)))
+        upper, lower = ([ratios[i] for i in places] for places in drawn(len(ratios)))
         if error := support.get("official_error"):
             assert "empty range" in error and (upper, lower) == ([0.75], [0.5])
             continue
@@ -185,7 +186,7 @@ def sampling(fixture: Fixture) -> None:
         assert upper == support["3q_support"].plain() and lower == support["2q_support"].plain()
         keys = jax.random.split(jax.random.key(0), 2000)
         draws = jax.vmap(lambda key: {name: chosen for name, (_, chosen)
-                                      in widths.draw(key, len(ratios)).items()})(keys)
+                                      in draw(key, len(ratios)).items()})(keys)
         for name, places in (("3q", upper), ("2q", lower)):
             share = np.bincount(draws[name], minlength=len(places)) / len(keys)
             # Each a draw of 800 or of ours: five deviations of their difference.
@@ -268,7 +269,7 @@ def training(fixture: Fixture, config: Tracked, mode: str, params: dict) -> None
     signals = fixture.given(key("teacher"))
     phases = full_net_first(Length(4, 4, 300), model, full_epochs=warmup)
     assert config.get("classes", model.num_classes) == model.num_classes
-    places, rng = widths.drawn(len(model.ratios)), random.Random(how["random_seed"])
+    places, rng = drawn(len(model.ratios)), random.Random(how["random_seed"])
     for row in widths:                      # as the authors' loop draws them
         theirs = [model.ratios[rng.randint(part[0], part[-1])] for part in places]
         assert len(row) == 1 or list(row[1:3]) == theirs
@@ -289,7 +290,8 @@ def training(fixture: Fixture, config: Tracked, mode: str, params: dict) -> None
                      "teacher": {"params": signal, "collections": {}}}
             for k, width in enumerate(widths[i]):
                 phase = Phase() if k else Phase(objective=FULL)
-                made = objective.scala(Forward(model, phase, {}), phase, teacher, **chosen)
+                made = objective.scala(Forward(model, phase, {}), phase, teacher, ratios=None,
+                                       **chosen)
                 forced = passes(list(widths[i][:k + 1]), model.ratios)
                 with mock.patch.object(objective, "draw", lambda key, count: forced):
                     given.append(made.gradients(weights, fixed, batch, key))
