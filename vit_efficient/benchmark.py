@@ -186,7 +186,14 @@ def benchmark(config: ConfigDict, workdir: Path, *, rounds: Count = 5, steps: Co
     `against=timm` times timm's model of the same name as well, eager and by `torch.compile`.
     """
     device.refuse_accidental_cpu()
-    run = assemble(config)
+    result = measure(assemble(config), rounds, steps, input_batches, against)
+    report(result, table(result), out)
+    return result
+
+
+def measure(run: Run, rounds: int, steps: int, input_batches: int, against: str | None) -> dict:
+    """The result of `benchmark`; ValueError where timm's model cannot be timed beside the run's."""
+    config = run.config
     if against and run.data.train.frames:
         raise ValueError(f"--against={against}: its models take images, data.source = "
                          f"{config.data.source} holds clips")
@@ -210,10 +217,14 @@ def benchmark(config: ConfigDict, workdir: Path, *, rounds: Count = 5, steps: Co
               "peak_memory_bytes": device.peak_memory()}
     if against:
         result["against"] = compare_with_timm(run, programs, rounds, steps)
-    print(table(result))
+    return result
+
+
+def report(result: dict, text: str, out: str) -> None:
+    """Prints a benchmark's `text` and stores its result as JSON in the file `out`, "" for none."""
+    print(text)
     if out:
         Path(out).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    return result
 
 
 def table(result: dict) -> str:

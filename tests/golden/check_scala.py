@@ -249,7 +249,7 @@ def options(mode: Tracked) -> dict:
 
 
 def passes(widths: list[float], ratios: tuple[float, ...]) -> dict:
-    """`objective.draw` where these nets, the full one first, had to come."""
+    """`widths.draw` where these nets, the full one first, had to come."""
     places = [int(np.argmin(np.abs(np.array(ratios) - width))) for width in widths[1:]]
     return {name: (range(place, place + 1), 0)
             for name, place in zip(("3q", "2q", "1q"), places)}
@@ -293,7 +293,7 @@ def training(fixture: Fixture, config: Tracked, mode: str, params: dict) -> None
                 made = objective.scala(Forward(model, phase, {}), phase, teacher, ratios=None,
                                        **chosen)
                 forced = passes(list(widths[i][:k + 1]), model.ratios)
-                with mock.patch.object(objective, "draw", lambda key, count: forced):
+                with mock.patch("vit_efficient.scala.widths.draw", lambda key, count: forced):
                     given.append(made.gradients(weights, fixed, batch, key))
                 outputs.append(model.apply({"params": weights}, x, ratio=width, train=True,
                                            rngs={"dropout": key}))

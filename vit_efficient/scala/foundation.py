@@ -25,7 +25,8 @@ from vit_efficient.limits import Count, Fraction, Positive
 from vit_efficient.objective import Aux, Objective, accumulated, hits
 from vit_efficient.phases import Phase
 from vit_efficient.scala.phases import FULL
-from vit_efficient.scala.widths import draw, every_width, passes
+from vit_efficient.scala.widths import (check_widths_to_train, every_width, narrower_gradients,
+                                        passes, width_name)
 from vit_efficient.state import OWN
 from vit_efficient.teachers import check_kind, shape, taught
 
@@ -44,11 +45,6 @@ class Projector(nn.Module):
         x = LayerNorm(EPSILON, dtype=self.dtype, name="norm")(x)
         return nn.Dense(self.width, dtype=self.dtype, kernel_init=kernel, bias_init=bias,
                         name="proj")(x)
-
-
-def width_name(ratio: float) -> str:
-    """The key of a width's projectors."""
-    return f"width{ratio:g}"
 
 
 def projectors(model, kind: Kind, width: int, key: jax.Array) -> dict:
@@ -168,28 +164,21 @@ class Chain(NamedTuple):
         if self.signal == "logits":
             right = hits(said, batch["label"])
             metrics["top1"] = right.sum(), right.size
-        teaching = teaching if self.transfer == "teacher" else said
-        nets = draw(for_widths, len(self.ratios)) if self.ratios else {}
-        for (net, (places, chosen)), own in zip(nets.items(), for_nets):
-            branches = [jax.value_and_grad(partial(self.learn, self.ratios[i]), has_aux=True)
-                        for i in places]
-            (value, (said, _)), grads = jax.lax.switch(chosen, branches, params, fixed, images,
-                                                       teaching, own)
+        for name, value, _, grads in narrower_gradients(
+                self.learn, self.ratios, (for_widths, *for_nets), params, fixed, images,
+                teaching if self.transfer == "teacher" else said,
+                progressive=self.transfer == "progressive"):
             loss, total = loss + value, jax.tree.map(jnp.add, total, grads)
-            metrics[f"loss_{net}"] = value, 1.0
-            teaching = said if self.transfer == "progressive" else teaching
+            metrics[f"loss_{name}"] = value, 1.0
         return (loss, Aux(metrics, collections)), total
 
 
 def _check(model, signal: Kind, temperature: float) -> None:
     """Raises ValueError for a model or settings that do not go together in `foundation`."""
-    key = "objective.name = foundation"
-    if "ratio" not in model.knobs:
-        raise ValueError(f"{key}: needs a model of many widths, with the knob ratio")
-    if model.granularity is None:
-        raise ValueError(f"{key}: model.granularity = None leaves open which widths to train")
+    check_widths_to_train("foundation", model)
     if getattr(model, "distilled", False):
-        raise ValueError(f"{key}: needs a model with one head, as deit_base_patch16_224_scala")
+        raise ValueError("objective.name = foundation: needs a model with one head, as "
+                         "deit_base_patch16_224_scala")
     check_kind(f"objective.signal = {signal}", model, signal)
     if signal != "logits" and temperature != 1:
         raise ValueError(f"objective.temperature = {temperature:g}: only objective.signal = logits "

@@ -3,7 +3,6 @@ of its own, a benchmark of them all."""
 from collections.abc import Callable
 import csv
 from functools import partial
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +18,7 @@ from vit_efficient.rooms import door
 from vit_efficient.run import assemble
 from vit_efficient.scala import timing
 from vit_efficient.scala.models import Scala
+from vit_efficient.scala.widths import width_name
 from vit_efficient.slimmable import Slimmable
 from vit_efficient.values import keywords
 from vit_efficient.weights import files
@@ -61,7 +61,7 @@ def evaluate(config: ConfigDict, workdir: Path, *, ratios: tuple[Fraction, ...] 
     seconds = timing.in_turns(timing.forward_passes(run, states.weights(fields), widths), rounds)
     rows = []
     for ratio in widths:
-        net, end = model.subnet(ratio), f"_width{ratio:g}"
+        net, end = model.subnet(ratio), f"_{width_name(ratio)}"
         found = {name.removesuffix(end): value for name, value in values.items()
                  if name.endswith(end)}
         rows.append({
@@ -158,16 +158,16 @@ def benchmark(config: ConfigDict, workdir: Path, *, rounds: Count = 5, steps: Co
     """The engine's benchmark, whose flags these are; then the evaluation pass of each width beside
     the widest one's, and of a run that trains many widths the gradients of a step beside those of
     plain DeiTs of its widths. The time of these two is processor time on a CPU."""
-    result = benchmarks.benchmark(config, workdir, rounds=rounds, steps=steps,
-                                  input_batches=input_batches, against=against)
+    device.refuse_accidental_cpu()
     run = assemble(config)
+    result = benchmarks.measure(run, rounds, steps, input_batches, against)
+    text = benchmarks.table(result)
     if "ratio" in run.model.knobs:
         result["widths"] = timing.time_widths(run, rounds, steps)
         if config.objective.name == "scala":
             result["nets"] = timing.time_nets(run, rounds, steps)
-        print(timing.table(result))
-    if out:
-        Path(out).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        text += "\n" + timing.table(result)
+    benchmarks.report(result, text, out)
     return result
 
 

@@ -16,17 +16,12 @@ from vit_efficient.limits import Count, Fraction, NonNegative, Positive, Rate
 from vit_efficient.objective import (Aux, Objective, accumulated, hits, soft_targets,
                                      supervised)
 from vit_efficient.phases import Phase
-from vit_efficient.scala.foundation import foundation
+from vit_efficient.scala.foundation import divergence, foundation
 from vit_efficient.scala.phases import FULL
 from vit_efficient.scala.probe import probe
-from vit_efficient.scala.widths import draw, every_width, passes
+from vit_efficient.scala.widths import (check_widths_to_train, every_width, narrower_gradients,
+                                        passes)
 from vit_efficient.teachers import taught
-
-
-def divergence(student: jax.Array, teacher: jax.Array) -> jax.Array:
-    """Mean over B of sum_k p_t (log p_t - log p_s), without a temperature; [B, K] each."""
-    student, teacher = jax.nn.log_softmax(student), jax.nn.log_softmax(teacher)
-    return optax.losses.kl_divergence_with_log_targets(student, teacher).mean()
 
 
 def targets(label: jax.Array, *, num_classes: int, smoothing: float,
@@ -56,14 +51,14 @@ def full_loss(forward: Callable, teacher: Callable | None, params: dict, fixed: 
     return base, (heads, collections)
 
 
-def narrow_loss(forward: Callable, ratio: float, head: int, params: dict, fixed: dict,
-                images: jax.Array, teaching: jax.Array, target: jax.Array, key: jax.Array, *,
+def narrow_loss(forward: Callable, ratio: float, params: dict, fixed: dict, images: jax.Array,
+                teaching: jax.Array, key: jax.Array, *, head: int, target: jax.Array,
                 passed: Callable, ce_weight: float) -> tuple[jax.Array, tuple]:
-    """`(loss, (its cross-entropy, logits of the head that nets pass on))` at width `ratio`."""
+    """`(loss, (logits of the head that nets pass on, its cross-entropy))` at width `ratio`."""
     outputs, _ = forward(params, fixed, images, key, ratio=ratio)
     heads = outputs if isinstance(outputs, tuple) else (outputs,)
     ce = ce_weight * optax.softmax_cross_entropy(heads[0], target).mean()
-    return passed(heads[head], teaching) + ce, (ce, heads[head])
+    return passed(heads[head], teaching) + ce, (heads[head], ce)
 
 
 class Nets(NamedTuple):
@@ -88,15 +83,12 @@ class Nets(NamedTuple):
         metrics = {"top1": (right.sum(), right.size), "loss_full": (loss, 1.0)}
         if self.labels == "full":
             narrow_target = soft_targets(heads[0].argmax(-1), target.shape[-1], 0.0)
-        teaching, nets = heads[self.head], draw(for_widths, len(self.ratios)) if self.ratios else {}
-        for (name, (places, chosen)), own in zip(nets.items(), for_nets):
-            branches = [jax.value_and_grad(partial(self.narrow, self.ratios[i], self.head),
-                                           has_aux=True) for i in places]
-            (value, (ce, logits)), grads = jax.lax.switch(
-                chosen, branches, params, fixed, images, teaching, narrow_target, own)
+        for name, value, ce, grads in narrower_gradients(
+                partial(self.narrow, head=self.head, target=narrow_target), self.ratios,
+                (for_widths, *for_nets), params, fixed, images, heads[self.head],
+                progressive=self.transfer == "progressive"):
             loss, total = loss + value, jax.tree.map(jnp.add, total, grads)
             metrics |= {f"loss_{name}": (value, 1.0), f"loss_{name}_ce": (ce, 1.0)}
-            teaching = logits if self.transfer == "progressive" else teaching
         return (loss, Aux(metrics, collections)), total
 
 
@@ -151,7 +143,8 @@ def scala(forward: Callable, phase: Phase, teacher: Callable | None, *,
         full=partial(full_loss, forward, teacher, bce=bce, alpha=alpha,
                      term=partial(head_loss, distillation, temperature=temperature)),
         narrow=partial(narrow_loss, forward, ce_weight=ce_weight,
-                       passed=divergence if kind == "soft" else hard_label_loss),
+                       passed=(partial(divergence, temperature=1.0) if kind == "soft"
+                               else hard_label_loss)),
         targets=partial(targets, num_classes=model.num_classes, smoothing=label_smoothing, bce=bce),
         ratios=widths, head=int(distilled and taught == "distillation"), labels=labels,
         transfer=transfer)
@@ -172,13 +165,10 @@ def _check_ratios(model, ratios: tuple[float, ...] | None) -> None:
 def _check(model, distilled: bool, has_teacher: bool, taught: str, bce: bool,
            label_smoothing: float) -> None:
     """Raises ValueError for what does not go together in `scala`."""
-    name = "objective.name = scala"
-    if "ratio" not in model.knobs:
-        raise ValueError(f"{name}: needs a model of many widths, with the knob ratio")
-    if model.granularity is None:
-        raise ValueError(f"{name}: model.granularity = None leaves open which widths to train")
+    check_widths_to_train("scala", model)
     if has_teacher and not distilled:
-        raise ValueError(f"{name}: a teacher needs a distilled model, this one has no second head")
+        raise ValueError("objective.name = scala: a teacher needs a distilled model, this one has "
+                         "no second head")
     if taught == "distillation" and not distilled:
         raise ValueError("objective.taught = distillation: this model has only the class head, "
                          "set objective.taught = class")

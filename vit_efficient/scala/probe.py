@@ -12,7 +12,7 @@ import optax
 from vit_efficient.limits import Fraction, Rate
 from vit_efficient.objective import Aux, Objective, hits, one_classifier, soft_targets
 from vit_efficient.phases import Phase
-from vit_efficient.scala.widths import draw, every_width, passes
+from vit_efficient.scala.widths import check_widths_to_train, draw, every_width, passes
 
 
 def probe(forward: Callable, phase: Phase, teacher: Callable | None, *,
@@ -34,9 +34,8 @@ def probe(forward: Callable, phase: Phase, teacher: Callable | None, *,
     """
     model = forward.model
     slimmable = "ratio" in model.knobs
-    if slimmable and model.granularity is None:
-        raise ValueError("objective.name = probe: model.granularity = None leaves open which "
-                         "widths to train")
+    if slimmable:
+        check_widths_to_train("probe", model)
     widths = model.ratios if slimmable else (None,)
 
     def net(ratio: float | None, params: dict, fixed: dict, images: jax.Array,

@@ -74,6 +74,8 @@ def time_nets(run: Run, rounds: int, steps: int) -> dict[str, float]:
     batch = {"image": images, "label": jax.device_put(labels, images.sharding)}
     state, plain, pairs = run.fresh_state(), {}, []
     fixed = {"collections": state.collections, "step": 0, **run.frozen()}
+    teacher = run.teacher and partial(jax.jit(partial(
+        taught, Forward(run.teacher[0], Phase(), {}), kind="logits")), fixed, batch)
     for i in range(rounds):
         key = jax.random.key(i)
         nets = draw(jax.random.split(key, 5)[0], len(model.ratios)).values()
@@ -82,9 +84,8 @@ def time_nets(run: Run, rounds: int, steps: int) -> dict[str, float]:
             if ratio not in plain:
                 plain[ratio] = partial(*_gradients(model.subnet(ratio)), batch, key)
         turn = {ratio: plain[ratio] for ratio in widths}
-        if run.teacher:
-            says = partial(taught, Forward(run.teacher[0], Phase(), {}), kind="logits")
-            turn["teacher"] = partial(jax.jit(says), fixed, batch)
+        if teacher:
+            turn["teacher"] = teacher
         turn["step"] = partial(gradients, state.params, fixed, batch, key)
         seconds = {name: each[0] for name, each in in_turns(turn, 1, steps, _clock()).items()}
         pairs.append((seconds.pop("step"), sum(seconds.values())))

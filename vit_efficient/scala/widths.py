@@ -1,7 +1,24 @@
 """Which widths a step of Scala's training takes (stable sampling) and an evaluation scores."""
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import jax
+
+
+def check_widths_to_train(name: str, model) -> None:
+    """Raises ValueError where objective `name` cannot tell which widths of `model` to train."""
+    if "ratio" not in model.knobs:
+        raise ValueError(f"objective.name = {name}: needs a model of many widths, with the knob "
+                         "ratio")
+    if model.granularity is None:
+        raise ValueError(f"objective.name = {name}: model.granularity = None leaves open which "
+                         "widths to train")
+
+
+def width_name(ratio: float) -> str:
+    """What stands for a width in the names of metrics and parameters: `width0.25`."""
+    return f"width{ratio:g}"
 
 
 def drawn(count: int) -> tuple[range, range]:
@@ -39,11 +56,36 @@ def passes(largest: float, ratios: tuple[float, ...]) -> tuple[tuple[dict, float
     return (({"ratio": largest}, 1.0), *(({"ratio": ratios[i]}, often) for i, often in places))
 
 
+def narrower_gradients(learn: Callable, ratios: tuple[float, ...], keys: tuple[jax.Array, ...],
+                       params: dict, fixed: dict, images: jax.Array, teaching: jax.Array, *,
+                       progressive: bool) -> Iterator[tuple[str, jax.Array, Any, dict]]:
+    """The nets of a step beside the full one, each taught by what another one says, which gets no
+    gradient: the names of their losses, the losses, what `learn` adds, and the gradients.
+
+    `learn(ratio, params, fixed, images, teaching, key) -> (loss, (said, more))` is a net of width
+    `ratio`. The gradient is taken inside each branch of the switch over the widths: a step needs
+    the memory of one net.
+
+    Args:
+      ratios: the widths to draw from, () for no net at all.
+      keys: one that draws the widths, and one for each net.
+      teaching: what the full net says, or the teacher.
+      progressive: each net teaches the next one.
+    """
+    nets = draw(keys[0], len(ratios)) if ratios else {}
+    for (name, (places, chosen)), key in zip(nets.items(), keys[1:]):
+        branches = [jax.value_and_grad(partial(learn, ratios[i]), has_aux=True) for i in places]
+        (loss, (said, more)), grads = jax.lax.switch(chosen, branches, params, fixed, images,
+                                                     teaching, key)
+        yield name, loss, more, grads
+        teaching = said if progressive else teaching
+
+
 def every_width(forward: Callable, params: dict, fixed: dict, images: jax.Array,
                 ratios: tuple[float, ...] | None = None) -> dict[str, jax.Array]:
     """The predictions of the nets of widths `ratios` (`None`: all of the model's), `width0.25` and
     so on; the last one's are also the model's own."""
     ratios = ratios or forward.model.ratios
-    scored = {f"width{ratio:g}": forward(params, fixed, images, None, ratio=ratio)[0]
+    scored = {width_name(ratio): forward(params, fixed, images, None, ratio=ratio)[0]
               for ratio in ratios}
-    return {"": scored[f"width{ratios[-1]:g}"]} | scored
+    return {"": scored[width_name(ratios[-1])]} | scored
