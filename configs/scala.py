@@ -8,6 +8,7 @@ minutes of processor time: 94, 97, 97, 97.
     python -m vit_efficient.main --config=configs/scala.py:base,7,imagefolder=PATH,teacher=FILE
     python -m vit_efficient.main --config=configs/scala.py:digits
     python -m vit_efficient.main --config=configs/scala.py:digits --config.model.name=asvit_tiny
+    python -m vit_efficient.main --config=configs/scala.py:cifar10,imagefolder=PATH
     python -m vit_efficient.main --config=configs/scala.py:base,7,imagefolder=PATH --job=evaluate \\
         --config.init_from=scala_b_7.pth
 
@@ -30,14 +31,14 @@ not run at that size.
     python -m vit_efficient.main --config=configs/scala.py:base,foundation,imagefolder=PATH,\\
         features=DIR
 
-Words: small | base, the number of widths (25 | 13 | 7 | 4), imagenet | digits, labels | foundation;
+Words: small | base, the number of widths (25 | 13 | 7 | 4), imagenet | cifar10 | digits, labels | foundation;
 
 tfds=NAME      a data set of TensorFlow Datasets, by default imagenet2012
 imagefolder=   a folder with train|val/<class>/*.jpg
 arrayrecord=   what --job=prepare makes
 clips=         a folder with train|val/<class>/<clip>/<frame>.jpg
 teacher=FILE   a DeiT of the same size: deit_small.pth, deit_base.pth; training by labels needs it,
-               except on digits
+               except on digits and cifar10
 features=DIR   with `foundation`, in its place: the class tokens of any model for the same images,
                as --job=features or torch writes them (format: vit_efficient/data/stored.py)
 separate=0.5   the paper's comparison: the net of that width alone, a plain DeiT with as many heads,
@@ -53,13 +54,14 @@ from vit_efficient.deit.models import SIZES
 from vit_efficient.limits import Fraction
 
 GRANULARITY = {25: 0.03125, 13: 0.0625, 7: 0.125, 4: 0.25}
+SMALL_IMAGES = {"cifar10": dict(source="tfds", name="cifar10"), "digits": dict(source="digits")}
 # Epochs, batch, learning rate of 512 images, epochs of warm-up, magnitude of RandAugment: the
 # authors' commands.
 RECIPES = {"small": (100.0, 1024, 2e-3, 3.0, 1.0), "base": (300.0, 512, 1e-3, 5.0, 4.0)}
 
 
 def get_config(size: Literal["small", "base"] = "small", widths: Literal[25, 13, 7, 4] = 13,
-               data: Literal["imagenet", "digits"] = "imagenet",
+               data: Literal["imagenet", "cifar10", "digits"] = "imagenet",
                taught: Literal["labels", "foundation"] = "labels", *, tfds: str | None = None,
                imagefolder: str | None = None, arrayrecord: str | None = None,
                clips: str | None = None, teacher: str | None = None, features: str | None = None,
@@ -88,8 +90,9 @@ def get_config(size: Literal["small", "base"] = "small", widths: Literal[25, 13,
         step=dict(ema_decay=0.99996)))
     if teacher:
         config.teacher = dict(init_from=teacher, model=f"deit_{size}_patch16_224")
-    if data == "digits":
-        _digits(config, bool(images))
+    if data != "imagenet":
+        _small(config, data)
+        config.data.update(images or SMALL_IMAGES[data])
     if separate is not None:
         _separate(config, separate, config.model.get("width") or SIZES[size][0])
     if taught == "foundation":
@@ -99,23 +102,37 @@ def get_config(size: Literal["small", "base"] = "small", widths: Literal[25, 13,
     return config
 
 
-def _digits(config: ConfigDict, other_images: bool) -> None:
+def _small(config: ConfigDict, data: str) -> None:
+    """A tiny model for tiny images, without a teacher."""
     config.update(dict(
-        epochs=60.0, batch_size=64, dtype="float32",
-        data=dict(image_size=32),
-        augment=dict(scale=(0.6, 1.0), ratio=(0.85, 1.18), flip=0.0, randaugment=None, erase=0.0,
-                     mixup=0.0, cutmix=0.0, eval_crop=1.0),
-        loader=dict(threads=1),
-        model=dict(name="scala", width=96, depth=4, num_heads=6, patch_size=8, drop_path=0.0,
-                   granularity=0.25, scan=True),
+        batch_size=64, dtype="float32",
+        data=dict(name=""),
+        augment=dict(scale=(0.6, 1.0), randaugment=None, erase=0.0, mixup=0.0, cutmix=0.0,
+                     eval_crop=1.0),
+        model=dict(name="scala", depth=4, drop_path=0.0, granularity=0.25),
         objective=dict(taught="class"),
-        phases=dict(full_epochs=5.0),
-        optim=dict(lr=2e-3, lr_batch=64, schedule="cosine", warmup_epochs=5.0, halved_epochs=0),
-        step=dict(ema_decay=0.99),
-        validation=dict(every_epochs=10.0),
-        checkpoint=dict(every_epochs=10.0)))
-    if not other_images:
-        config.data.update(dict(source="digits", name=""))
+        optim=dict(lr=2e-3, lr_batch=64, schedule="cosine", halved_epochs=0)))
+    if data == "digits":
+        config.update(dict(
+            epochs=60.0,
+            data=dict(image_size=32),
+            augment=dict(ratio=(0.85, 1.18), flip=0.0),
+            loader=dict(threads=1),
+            model=dict(width=96, num_heads=6, patch_size=8, scan=True),
+            phases=dict(full_epochs=5.0),
+            optim=dict(warmup_epochs=5.0),
+            step=dict(ema_decay=0.99),
+            validation=dict(every_epochs=10.0),
+            checkpoint=dict(every_epochs=10.0)))
+    else:
+        config.update(dict(
+            epochs=12.0,
+            data=dict(image_size=36),
+            model=dict(width=64, num_heads=2, patch_size=6),
+            phases=dict(full_epochs=1.0),
+            optim=dict(warmup_epochs=1.0),
+            step=dict(ema_decay=0.999),
+            validation=dict(every_epochs=4.0)))
 
 
 def _separate(config: ConfigDict, ratio: float, full: int) -> None:

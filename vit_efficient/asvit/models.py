@@ -15,6 +15,7 @@ from vit_efficient.asvit import topology
 from vit_efficient.asvit.topology import Topology
 from vit_efficient.layers.attention import Attention
 from vit_efficient.layers.blocks import drop_path, linear_rates, run_blocks
+from vit_efficient.layers.linear import Dense
 from vit_efficient.layers.mlp import Mlp
 from vit_efficient.layers.norm import LayerNorm
 from vit_efficient.layers.patch import conv, tokens
@@ -143,8 +144,8 @@ class Merge(nn.Module):
         def reduce(merge: Merge, x: jax.Array) -> jax.Array:
             x = LayerNorm(EPSILON, dtype=self.dtype, name="norm")(x)
             init = nn.initializers.normal(0.02)
-            return nn.Dense(self.width, use_bias=False, dtype=self.dtype, kernel_init=init,
-                            name="reduction")(x)
+            return Dense(self.width, use_bias=False, dtype=self.dtype, kernel_init=init,
+                         name="reduction")(x)
         # Initialising is said only then: else it is taken for one where any collection may change.
         return nn.map_variables(reduce, "params", partial(pixel_first, kernel=self.kernel),
                                 init=self.is_initializing())(self, x)

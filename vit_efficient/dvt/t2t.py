@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_efficient.layers.attention import Fused
+from vit_efficient.layers.linear import Dense
 from vit_efficient.layers.mlp import gelu
 from vit_efficient.layers.norm import LayerNorm
 
@@ -119,5 +120,5 @@ class TokensToToken(nn.Module):
         for i, side in enumerate(sides[:2], 1):
             x = Performer(self.dropout, self.dtype, name=f"attention{i}")(x, train)
             x = unfold(x.reshape(-1, side, side, TOKEN_WIDTH), LATER)
-        return nn.Dense(self.width, dtype=self.dtype, kernel_init=nn.initializers.normal(0.02),
-                        name="project")(x)
+        return Dense(self.width, dtype=self.dtype, kernel_init=nn.initializers.normal(0.02),
+                     name="project")(x)

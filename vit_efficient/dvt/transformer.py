@@ -16,8 +16,9 @@ import jax.numpy as jnp
 from vit_efficient.dvt.reuse import Pointwise, token_matrix, upsample_relations, upsample_tokens
 from vit_efficient.dvt.t2t import (FEATURES, TOKEN_WIDTH, Split, TokensToToken, map_sides,
                                    sinusoid)
-from vit_efficient.layers.attention import Fused, softmax
+from vit_efficient.layers.attention import Fused, mix, softmax
 from vit_efficient.layers.blocks import drop_path, linear_rates, run_blocks
+from vit_efficient.layers.linear import Dense
 from vit_efficient.layers.mlp import Mlp, gelu
 from vit_efficient.layers.norm import LayerNorm
 from vit_efficient.layers.patch import PatchEmbed
@@ -51,9 +52,9 @@ class Attention(nn.Module):
             scores = scores + reused
         weights = nn.Dropout(self.attn_drop, deterministic=not train, name="attn_drop")(
             softmax(scores))
-        out = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(x.shape)
-        out = nn.Dense(D, dtype=self.dtype, kernel_init=nn.initializers.normal(0.02),
-                       name="proj")(out)
+        out = mix(weights, v).reshape(x.shape)
+        out = Dense(D, dtype=self.dtype, kernel_init=nn.initializers.normal(0.02),
+                    name="proj")(out)
         return nn.Dropout(self.drop, deterministic=not train, name="proj_drop")(out), scores
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_efficient.layers.init import small_normal
+from vit_efficient.layers.linear import Dense
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -39,7 +40,7 @@ class Mlp(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         for name, width in (("fc1", self.hidden), ("fc2", self.out or x.shape[-1])):
             kernel_init, bias_init = self.initializers(x.shape[-1])
-            x = nn.Dense(width, dtype=self.dtype, kernel_init=kernel_init, bias_init=bias_init,
+            x = Dense(width, dtype=self.dtype, kernel_init=kernel_init, bias_init=bias_init,
                          name=name)(x)
             x = nn.Dropout(self.drop, deterministic=not train)(gelu(x) if name == "fc1" else x)
         return x

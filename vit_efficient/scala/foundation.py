@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from vit_efficient.data.stored import Kind, Stored
 from vit_efficient.deit.objective import lacks, tempered_divergence
 from vit_efficient.layers.init import torch_default
+from vit_efficient.layers.linear import Dense
 from vit_efficient.layers.norm import LayerNorm
 from vit_efficient.layers.pool import class_token
 from vit_efficient.limits import Count, Fraction, Positive
@@ -43,8 +44,8 @@ class Projector(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel, bias = torch_default(x.shape[-1])
         x = LayerNorm(EPSILON, dtype=self.dtype, name="norm")(x)
-        return nn.Dense(self.width, dtype=self.dtype, kernel_init=kernel, bias_init=bias,
-                        name="proj")(x)
+        return Dense(self.width, dtype=self.dtype, kernel_init=kernel, bias_init=bias,
+                     name="proj")(x)
 
 
 def projectors(model, kind: Kind, width: int, key: jax.Array) -> dict:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from vit_efficient.deit.models import EPSILON, SIZES, check_patches
 from vit_efficient.layers.attention import Fused, attend_dropping
 from vit_efficient.layers.blocks import drop_path, linear_rates, run_blocks
+from vit_efficient.layers.linear import product
 from vit_efficient.layers.mlp import Mlp
 from vit_efficient.layers.norm import LayerNorm
 from vit_efficient.layers.patch import PatchEmbed
@@ -42,7 +43,7 @@ class Projection(nn.Module):
         kernel = self.param("kernel", nn.initializers.normal(0.02), (D, D))
         bias = self.param("bias", nn.initializers.zeros, (D,))
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel[:A], bias, dtype=self.dtype)
-        return x @ kernel + bias
+        return product(x, kernel) + bias
 
 
 class Attention(nn.Module):
