@@ -30,10 +30,15 @@ def _product_backward(kept: tuple, change: jax.Array) -> tuple[jax.Array, jax.Ar
 product.defvjp(_product_forward, _product_backward)
 
 
+def _dot_general(x: jax.Array, kernel: jax.Array, *_, **__) -> jax.Array:
+    """`product` as Flax calls it, with the axes and the precision of every Dense."""
+    return product(x, kernel)
+
+
 def Dense(width: int, *, use_bias: bool = True, dtype: jnp.dtype = jnp.float32,
           kernel_init: nn.initializers.Initializer,
           bias_init: nn.initializers.Initializer = nn.initializers.zeros,
           name: str | None = None) -> nn.Dense:
     """x [..., D] -> [..., width] in `dtype`, by `product`."""
     return nn.Dense(width, use_bias, dtype=dtype, kernel_init=kernel_init, bias_init=bias_init,
-                    dot_general=lambda x, kernel, *_, **__: product(x, kernel), name=name)
+                    dot_general=_dot_general, name=name)
