@@ -31,7 +31,8 @@ not run at that size.
     python -m vit_efficient.main --config=configs/scala.py:base,foundation,imagefolder=PATH,\\
         features=DIR
 
-Words: small | base, the number of widths (25 | 13 | 7 | 4), imagenet | cifar10 | digits, labels | foundation;
+Words: small | base, the number of widths (25 | 13 | 7 | 4), imagenet | cifar10 | digits, labels |
+foundation;
 
 tfds=NAME      a data set of TensorFlow Datasets, by default imagenet2012
 imagefolder=   a folder with train|val/<class>/*.jpg
