@@ -18,10 +18,7 @@ from typing import Literal
 
 from ml_collections import ConfigDict
 
-from vit_efficient.data.sources import IMAGENET, named_images
-
-IMAGES = {"imagenet": IMAGENET, "cifar10": dict(source="tfds", name="cifar10"),
-          "digits": dict(source="digits")}
+from vit_efficient.data.sources import IMAGES, named_images
 
 
 def get_config(variant: Literal["small", "base", "large"] = "small",

@@ -50,12 +50,11 @@ from typing import Literal
 
 from ml_collections import ConfigDict
 
-from vit_efficient.data.sources import IMAGENET, named_images
+from vit_efficient.data.sources import IMAGES, named_images
 from vit_efficient.deit.models import SIZES
 from vit_efficient.limits import Fraction
 
 GRANULARITY = {25: 0.03125, 13: 0.0625, 7: 0.125, 4: 0.25}
-SMALL_IMAGES = {"cifar10": dict(source="tfds", name="cifar10"), "digits": dict(source="digits")}
 # Epochs, batch, learning rate of 512 images, epochs of warm-up, magnitude of RandAugment: the
 # authors' commands.
 RECIPES = {"small": (100.0, 1024, 2e-3, 3.0, 1.0), "base": (300.0, 512, 1e-3, 5.0, 4.0)}
@@ -79,7 +78,7 @@ def get_config(size: Literal["small", "base"] = "small", widths: Literal[25, 13,
     images = named_images(tfds=tfds, imagefolder=imagefolder, arrayrecord=arrayrecord, clips=clips)
     config = ConfigDict(dict(
         seed=0, epochs=epochs, batch_size=batch_size, dtype="bfloat16",
-        data=dict(image_size=224, frames=8 if clips else None, **(images or IMAGENET)),
+        data=dict(image_size=224, frames=8 if clips else None, **(images or IMAGES[data])),
         augment=dict(crop="random_resized", interpolation="bicubic", randaugment=magnitude,
                      erase=0.25, mixup=0.8, cutmix=1.0, device=("normalize", "erase", "mix")),
         model=dict(name=f"deit_{size}_distilled_patch16_224_scala", drop_path=0.1,
@@ -93,7 +92,6 @@ def get_config(size: Literal["small", "base"] = "small", widths: Literal[25, 13,
         config.teacher = dict(init_from=teacher, model=f"deit_{size}_patch16_224")
     if data != "imagenet":
         _small(config, data)
-        config.data.update(images or SMALL_IMAGES[data])
     if separate is not None:
         _separate(config, separate, config.model.get("width") or SIZES[size][0])
     if taught == "foundation":
@@ -107,7 +105,6 @@ def _small(config: ConfigDict, data: str) -> None:
     """A tiny model for tiny images, without a teacher."""
     config.update(dict(
         batch_size=64, dtype="float32",
-        data=dict(name=""),
         augment=dict(scale=(0.6, 1.0), randaugment=None, erase=0.0, mixup=0.0, cutmix=0.0,
                      eval_crop=1.0),
         model=dict(name="scala", depth=4, drop_path=0.0, granularity=0.25),

@@ -1,4 +1,4 @@
-"""The linear product against loops, its gradients in both orders against differentiation's."""
+"""The linear product's gradients, in both orders, against those of differentiation."""
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -11,6 +11,9 @@ from vit_efficient.limits import Count, Whole
 
 # What the papers train on; a recipe's images where its words name none.
 IMAGENET = {"source": "tfds", "name": "imagenet2012"}
+# The same by the word of a recipe that has one for small images.
+IMAGES = {"imagenet": IMAGENET, "cifar10": {"source": "tfds", "name": "cifar10"},
+          "digits": {"source": "digits"}}
 # The digits' validation images were drawn once, with this seed, and never chosen by a result.
 _DIGITS_SPLIT_SEED = 1797
 

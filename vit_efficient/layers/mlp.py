@@ -41,6 +41,6 @@ class Mlp(nn.Module):
         for name, width in (("fc1", self.hidden), ("fc2", self.out or x.shape[-1])):
             kernel_init, bias_init = self.initializers(x.shape[-1])
             x = Dense(width, dtype=self.dtype, kernel_init=kernel_init, bias_init=bias_init,
-                         name=name)(x)
+                      name=name)(x)
             x = nn.Dropout(self.drop, deterministic=not train)(gelu(x) if name == "fc1" else x)
         return x

@@ -63,8 +63,8 @@ def narrower_gradients(learn: Callable, ratios: tuple[float, ...], keys: tuple[j
     gradient: the names of their losses, the losses, what `learn` adds, and the gradients.
 
     `learn(ratio, params, fixed, images, teaching, key) -> (loss, (said, more))` is a net of width
-    `ratio`. The gradient is taken inside each branch of the switch over the widths: a step needs
-    the memory of one net.
+    `ratio`. The gradient is taken inside each branch of the switch over the widths, so that no
+    activations are kept of a width that was not drawn.
 
     Args:
       ratios: the widths to draw from, () for no net at all.
