@@ -31,9 +31,9 @@ def made(model, phase: Phase = Phase(), teacher=None, **options):
     return scala(Forward(model, phase, {}), phase, teacher, **usual | options)
 
 
-def batch(count: int = 8) -> dict:
+def batch(count: int = 8, side: int = 8) -> dict:
     rng = np.random.default_rng(0)
-    return {"image": jnp.asarray(rng.normal(size=(count, 8, 8, 3)), jnp.float32),
+    return {"image": jnp.asarray(rng.normal(size=(count, side, side, 3)), jnp.float32),
             "label": jnp.asarray(rng.integers(0, 5, count))}
 
 
@@ -61,6 +61,27 @@ def test_the_intermediate_widths_are_two_halves_of_what_lies_between(count):
         middle = (count - 1) // 2               # m // eps - s // eps
         assert upper == range(middle, count - 1) and lower == range(1, middle)
     assert (len(upper) > 0, len(lower) > 0) == (count > 2, count > 3)
+
+
+def test_a_step_needs_the_memory_of_one_net():
+    model, examples = toy(image_size=32), batch(32, 32)
+    full = model.subnet(1.0)
+    params = jax.eval_shape(full.init, KEY, jnp.zeros((1, 32, 32, 3)))["params"]
+
+    def needed(objective) -> int:
+        program = jax.jit(objective.gradients).lower(
+            params, {"collections": {}, "step": 0}, examples, KEY).compile()
+        return program.memory_analysis().temp_size_in_bytes
+    alone = needed(supervised(Forward(full, Phase(), {}), Phase(), None))
+    assert needed(made(model)) < 1.5 * alone, "the nets' activations are kept side by side"
+
+
+def test_accelerators_get_a_barrier_between_the_nets():
+    model = toy()
+    lowered = jax.jit(made(model).gradients).trace(
+        weights(model), {"collections": {}, "step": 0, "teacher": None}, batch(), KEY).lower(
+        lowering_platforms=("tpu",))
+    assert lowered.as_text().count("optimization_barrier") == 3
 
 
 def test_widths_are_uniform_and_follow_from_the_key():

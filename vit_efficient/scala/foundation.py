@@ -165,11 +165,11 @@ class Chain(NamedTuple):
         if self.signal == "logits":
             right = hits(said, batch["label"])
             metrics["top1"] = right.sum(), right.size
-        for name, value, _, grads in narrower_gradients(
+        for name, value, _, total in narrower_gradients(
                 self.learn, self.ratios, (for_widths, *for_nets), params, fixed, images,
-                teaching if self.transfer == "teacher" else said,
+                teaching if self.transfer == "teacher" else said, total,
                 progressive=self.transfer == "progressive"):
-            loss, total = loss + value, jax.tree.map(jnp.add, total, grads)
+            loss += value
             metrics[f"loss_{name}"] = value, 1.0
         return (loss, Aux(metrics, collections)), total
 

@@ -83,11 +83,11 @@ class Nets(NamedTuple):
         metrics = {"top1": (right.sum(), right.size), "loss_full": (loss, 1.0)}
         if self.labels == "full":
             narrow_target = soft_targets(heads[0].argmax(-1), target.shape[-1], 0.0)
-        for name, value, ce, grads in narrower_gradients(
+        for name, value, ce, total in narrower_gradients(
                 partial(self.narrow, head=self.head, target=narrow_target), self.ratios,
                 (for_widths, *for_nets), params, fixed, images, heads[self.head],
-                progressive=self.transfer == "progressive"):
-            loss, total = loss + value, jax.tree.map(jnp.add, total, grads)
+                total, progressive=self.transfer == "progressive"):
+            loss += value
             metrics |= {f"loss_{name}": (value, 1.0), f"loss_{name}_ce": (ce, 1.0)}
         return (loss, Aux(metrics, collections)), total
 

@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 
 def check_widths_to_train(name: str, model) -> None:
@@ -57,28 +58,48 @@ def passes(largest: float, ratios: tuple[float, ...]) -> tuple[tuple[dict, float
 
 
 def narrower_gradients(learn: Callable, ratios: tuple[float, ...], keys: tuple[jax.Array, ...],
-                       params: dict, fixed: dict, images: jax.Array, teaching: jax.Array, *,
+                       params: dict, fixed: dict, images: jax.Array, teaching: jax.Array,
+                       total: dict, *,
                        progressive: bool) -> Iterator[tuple[str, jax.Array, Any, dict]]:
     """The nets of a step beside the full one, each taught by what another one says, which gets no
-    gradient: the names of their losses, the losses, what `learn` adds, and the gradients.
+    gradient: the names of their losses, the losses, what `learn` adds, and the sum of the gradients
+    so far.
 
     `learn(ratio, params, fixed, images, teaching, key) -> (loss, (said, more))` is a net of width
-    `ratio`. The gradient is taken inside each branch of the switch over the widths, so that no
-    activations are kept of a width that was not drawn.
+    `ratio`. The gradient is taken inside each branch of the switch over the widths, and a net
+    begins when the one before it has ended: a step needs the memory of one net.
 
     Args:
       ratios: the widths to draw from, () for no net at all.
       keys: one that draws the widths, and one for each net.
       teaching: what the full net says, or the teacher.
+      total: the gradients of the full net.
       progressive: each net teaches the next one.
     """
     nets = draw(keys[0], len(ratios)) if ratios else {}
     for (name, (places, chosen)), key in zip(nets.items(), keys[1:]):
+        images = after(total, images)
         branches = [jax.value_and_grad(partial(learn, ratios[i]), has_aux=True) for i in places]
         (loss, (said, more)), grads = jax.lax.switch(chosen, branches, params, fixed, images,
                                                      teaching, key)
-        yield name, loss, more, grads
+        total = jax.tree.map(jnp.add, total, grads)
+        yield name, loss, more, total
         teaching = said if progressive else teaching
+
+
+def after(done: Any, x: jax.Array) -> jax.Array:
+    """`x`, from which nothing is computed before all arrays of `done` are there.
+
+    Left to themselves XLA's schedulers begin the next net's forward pass before the last one's
+    backward pass has ended, and keep the activations of all. On a CPU a barrier is dropped before
+    scheduling: there a zero made of `done` is added to `x`.
+    """
+    def tied(done, x):
+        return x + sum(0 * leaf.ravel()[0] for leaf in jax.tree.leaves(done)).astype(x.dtype)
+
+    def barred(done, x):
+        return jax.lax.optimization_barrier((done, x))[1]
+    return jax.lax.platform_dependent(done, x, cpu=tied, default=barred)
 
 
 def every_width(forward: Callable, params: dict, fixed: dict, images: jax.Array,
