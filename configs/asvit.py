@@ -1,8 +1,8 @@
 """As-ViT on ImageNet-1k, 300 epochs with progressive tokenization (ICLR 2022).
 
 Expected top-1 at 224: small 81.2, base 82.5, large 83.5 (the authors' numbers). On digits, in two
-minutes: at least 98. CIFAR-10 at 64 pixels, 12 epochs of a tiny model, one seed: `off` 68.0,
-`p37` 65.1.
+minutes: at least 98. CIFAR-10 at 64 pixels, 24 epochs of a tiny model, seeds 0 and 1: `off` 73.3 and
+75.4, `p37` 74.0 and 73.4 in three quarters of the time.
 
     python -m vit_efficient.main --config=configs/asvit.py --workdir=DIR
     python -m vit_efficient.main --config=configs/asvit.py:base,p56,imagefolder=PATH --workdir=DIR
@@ -46,11 +46,13 @@ def get_config(variant: Literal["small", "base", "large"] = "small",
             augment=dict(interpolation="bicubic", randaugment=None, erase=0.0, mixup=0.0,
                          cutmix=0.0, eval_crop=1.0)))
     if data == "cifar10":
+        # A first stage of small windows and one head: that is where a tiny model spends its time.
         config.update(dict(
-            epochs=12.0, batch_size=128,
+            epochs=24.0, batch_size=64,
             data=dict(image_size=64),
-            augment=dict(scale=(0.5, 1.0)),
-            optim=dict(lr=1e-3, lr_batch=128, warmup_epochs=2.0),
+            augment=dict(scale=(0.7, 1.0)),
+            model=dict(name="asvit", arch="4,4,1,1|2,2,2,1|2,1,2,1|2,1,2,1|8,32", drop_path=0.0),
+            optim=dict(lr=1e-3, lr_batch=64, warmup_epochs=2.0),
             step=dict(ema_decay=0.999),
             validation=dict(every_epochs=4.0)))
     if data == "digits":
