@@ -17,6 +17,7 @@ from vit_efficient.scala.widths import draw, drawn
 from vit_efficient.zoo import create_model
 
 KEY = jax.random.key(0)
+FIXED = {"collections": {}, "step": 0}        # what an objective gets beside the parameters
 
 
 def toy(**options):
@@ -47,7 +48,7 @@ def weights(model) -> dict:
 
 
 def run(objective, params: dict, examples: dict | None = None, key=KEY, teacher=None):
-    fixed = {"collections": {}, "step": 0, "teacher": teacher}
+    fixed = FIXED | {"teacher": teacher}
     return jax.jit(objective.gradients)(params, fixed, examples or batch(), key)
 
 
@@ -70,7 +71,7 @@ def test_a_step_needs_the_memory_of_one_net():
 
     def needed(objective) -> int:
         program = jax.jit(objective.gradients).lower(
-            params, {"collections": {}, "step": 0}, examples, KEY).compile()
+            params, FIXED, examples, KEY).compile()
         return program.memory_analysis().temp_size_in_bytes
     alone = needed(supervised(Forward(full, Phase(), {}), Phase(), None))
     assert needed(made(model)) < 1.5 * alone, "the nets' activations are kept side by side"
@@ -79,7 +80,7 @@ def test_a_step_needs_the_memory_of_one_net():
 def test_accelerators_get_a_barrier_between_the_nets():
     model = toy()
     lowered = jax.jit(made(model).gradients).trace(
-        weights(model), {"collections": {}, "step": 0, "teacher": None}, batch(), KEY).lower(
+        weights(model), FIXED, batch(), KEY).lower(
         lowering_platforms=("tpu",))
     assert lowered.as_text().count("optimization_barrier") == 3
 
@@ -136,7 +137,7 @@ def test_a_drawn_step_trains_the_widths_that_its_key_draws():
                       static_argnums=0)
     for i in range(12):
         key = jax.random.fold_in(KEY, i)
-        (_, aux), _ = step(params, {"collections": {}, "step": 0}, batch(), key)
+        (_, aux), _ = step(params, FIXED, batch(), key)
         widths = draw(jax.random.split(key, 5)[0], 7)
         places = tuple(int(places[chosen]) for places, chosen in widths.values())
         losses = [float(aux.metrics[f"loss_{name}_ce"][0]) for name in ("3q", "2q")]
@@ -154,7 +155,7 @@ def test_a_step_holds_each_width_once(granularity, count):
     model = create_model("scala", num_classes=5, image_size=8, width=32, depth=1, num_heads=1,
                          patch_size=4, granularity=granularity)
     params = jax.eval_shape(model.init, KEY, jnp.zeros((1, 8, 8, 3)))["params"]
-    traced = jax.make_jaxpr(made(model).gradients)(params, {"collections": {}, "step": 0}, batch(),
+    traced = jax.make_jaxpr(made(model).gradients)(params, FIXED, batch(),
                                                    KEY)
     widths = Counter(patch_embeddings(traced.jaxpr))
     assert widths == {round(32 * ratio): 1 for ratio in model.ratios} and len(widths) == count
@@ -223,8 +224,8 @@ def test_groups_have_widths_of_their_own():
     model, examples = toy(granularity=0.125, smallest_ratio=0.5), batch()
     params = weights(model)
     (loss, _), grads = run(made(model, groups=2), params, examples)
-    step, fixed = jax.jit(made(model).gradients), {"collections": {}, "step": 0}
-    halves = [step(params, fixed, jax.tree.map(lambda x: x[i::2], examples),
+    step = jax.jit(made(model).gradients)
+    halves = [step(params, FIXED, jax.tree.map(lambda x: x[i::2], examples),
                    jax.random.fold_in(KEY, i)) for i in range(2)]
     np.testing.assert_allclose(loss, np.mean([half[0][0] for half in halves]), rtol=1e-6)
     jax.tree.map(lambda a, *b: np.testing.assert_allclose(a, sum(b) / 2, atol=1e-6), grads,

@@ -59,8 +59,8 @@ def passes(largest: float, ratios: tuple[float, ...]) -> tuple[tuple[dict, float
 
 def narrower_gradients(learn: Callable, ratios: tuple[float, ...], keys: tuple[jax.Array, ...],
                        params: dict, fixed: dict, images: jax.Array, teaching: jax.Array,
-                       total: dict, *,
-                       progressive: bool) -> Iterator[tuple[str, jax.Array, Any, dict]]:
+                       total: dict, *, progressive: bool
+                       ) -> Iterator[tuple[str, jax.Array, Any, dict]]:
     """The nets of a step beside the full one, each taught by what another one says, which gets no
     gradient: the names of their losses, the losses, what `learn` adds, and the sum of the gradients
     so far.
