@@ -1,5 +1,6 @@
 """Stacks of blocks: a scan, a loop and rematerialisation agree; what stochastic depth drops."""
 from itertools import product
+import re
 
 from flax import linen as nn
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from vit_efficient.layers.blocks import drop_path, linear_rates, run_blocks
+from vit_efficient.zoo import create_model
 
 RATES = (0.0, 0.25, 0.5)
 
@@ -110,3 +112,17 @@ def test_a_branch_keeps_its_type():
 def test_rates_rise_linearly():
     np.testing.assert_allclose(linear_rates(0.3, 7), np.linspace(0, 0.3, 7), rtol=1e-12)
     assert linear_rates(0.3, 1) == [0.0]
+
+
+def test_a_residual_streams_gradient_is_summed_once():
+    """On a CPU: no fusion takes more arrays where more blocks come later."""
+    def operands(depth: int) -> int:
+        model = create_model("deit_tiny_patch16_224", num_classes=3, image_size=32, patch_size=4,
+                             width=64, num_heads=2, depth=depth)
+        x = jnp.zeros((2, 32, 32, 3))
+        params = jax.eval_shape(model.init, jax.random.key(0), x)["params"]
+        loss = lambda params, x: (model.apply({"params": params}, x) ** 2).sum()
+        program = jax.jit(jax.grad(loss)).lower(params, x).compile()
+        fused = re.findall(r" fusion\((.*?)\), kind", program.as_text())
+        return max(each.count("%") for each in fused)
+    assert operands(4) == operands(2)
