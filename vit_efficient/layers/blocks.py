@@ -48,7 +48,7 @@ def run_blocks(parent: nn.Module, block_type: type[nn.Module], fields: dict, x: 
     """Runs `parent`'s `blocks_0` ..., one a rate: `block_type(**fields)(x, rate, train) -> x`.
 
     Each block's parameters are stored under its own name. `scan` stacks them inside the step and
-    compiles one block (faster to compile, and faster on a CPU; a TPU prefers the unrolled loop);
+    compiles one block (faster to compile; a TPU and a CPU prefer the unrolled loop);
     `remat` computes a block again in the backward pass instead of keeping its activations. With
     `shared`, a tree of arrays, block l is called `block(x, rate, train, shared, own[l])` and
     returns `(x, output)`; the leaves of `own` are [L, ...]. The result is then `(x, outputs)`, with
