@@ -111,7 +111,7 @@ class Block(nn.Module):
         windows = LayerNorm(EPSILON, dtype=self.dtype, name="norm1")(x)
         if split > 1:
             windows = windows.reshape(B, split, w, split, w, D).swapaxes(2, 3)
-            windows = windows.reshape(B * split ** 2, w * w, D)
+            windows = windows.reshape(B, split ** 2, w * w, D)
         out = Attention(self.num_heads, D // self.num_heads, self.qk_scale, self.qkv_bias,
                         self.dtype, attn_drop=self.attn_drop, drop=self.drop,
                         name="attn")(windows, train)
