@@ -66,14 +66,16 @@ def compare(timm: Timm, ours: dict[str, Callable], rounds: int, steps: int) -> d
     """Our steps and timm's in turns, `rounds` times: for every way and kind the median `ratio` of
     our time to timm's in the same round, its least and largest, and both medians in seconds a step.
 
-    On the CPU the time is processor time, which other programs hardly disturb, else wall time.
+    On the CPU the time is processor time, which other programs hardly disturb, else wall time. An
+    untimed step comes first each time: it compiles, and takes memory that a process which waited
+    may have lost (to a virtual machine's host: four seconds beside a DeiT-S step of five).
 
     Args:
       ours: of each kind `run(steps)`, which returns when they are done.
     """
     clock = int(jax.default_backend() == "cpu")
     seconds, failed = {}, {}
-    for turn in range(rounds + 1):
+    for _ in range(rounds):
         for kind in KINDS:
             mine = _timed(ours[kind], steps)[clock] / steps
             for way in ("eager", "compile"):
@@ -84,8 +86,7 @@ def compare(timm: Timm, ours: dict[str, Callable], rounds: int, steps: int) -> d
                 except RuntimeError as error:             # no compiler for torch.compile
                     failed[way] = str(error)
                     continue
-                if turn:                                  # the first turn compiles and warms up
-                    seconds.setdefault((way, kind), []).append((mine, theirs))
+                seconds.setdefault((way, kind), []).append((mine, theirs))
     result = {"clock": ("wall", "processor")[clock], **timm.versions, "failed": failed}
     for (way, kind), pairs in seconds.items():
         mine, theirs = np.array(pairs).T
@@ -98,7 +99,8 @@ def compare(timm: Timm, ours: dict[str, Callable], rounds: int, steps: int) -> d
 
 
 def _timed(run: Callable[[int], None], steps: int) -> tuple[float, float]:
-    """Wall and processor seconds of `run(steps)`."""
+    """Wall and processor seconds of `run(steps)`, after an untimed step."""
+    run(1)
     wall, processor = time.perf_counter(), time.process_time()
     run(steps)
     return time.perf_counter() - wall, time.process_time() - processor
