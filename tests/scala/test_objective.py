@@ -70,8 +70,7 @@ def test_a_step_needs_the_memory_of_one_net():
     params = jax.eval_shape(full.init, KEY, jnp.zeros((1, 32, 32, 3)))["params"]
 
     def needed(objective) -> int:
-        program = jax.jit(objective.gradients).lower(
-            params, FIXED, examples, KEY).compile()
+        program = jax.jit(objective.gradients).lower(params, FIXED, examples, KEY).compile()
         return program.memory_analysis().temp_size_in_bytes
     alone = needed(supervised(Forward(full, Phase(), {}), Phase(), None))
     assert needed(made(model)) < 1.5 * alone, "the nets' activations are kept side by side"
@@ -80,8 +79,7 @@ def test_a_step_needs_the_memory_of_one_net():
 def test_accelerators_get_a_barrier_between_the_nets():
     model = toy()
     lowered = jax.jit(made(model).gradients).trace(
-        weights(model), FIXED, batch(), KEY).lower(
-        lowering_platforms=("tpu",))
+        weights(model), FIXED, batch(), KEY).lower(lowering_platforms=("tpu",))
     assert lowered.as_text().count("optimization_barrier") == 3
 
 
@@ -155,8 +153,7 @@ def test_a_step_holds_each_width_once(granularity, count):
     model = create_model("scala", num_classes=5, image_size=8, width=32, depth=1, num_heads=1,
                          patch_size=4, granularity=granularity)
     params = jax.eval_shape(model.init, KEY, jnp.zeros((1, 8, 8, 3)))["params"]
-    traced = jax.make_jaxpr(made(model).gradients)(params, FIXED, batch(),
-                                                   KEY)
+    traced = jax.make_jaxpr(made(model).gradients)(params, FIXED, batch(), KEY)
     widths = Counter(patch_embeddings(traced.jaxpr))
     assert widths == {round(32 * ratio): 1 for ratio in model.ratios} and len(widths) == count
 
