@@ -42,17 +42,17 @@ def _summed_once_backward(_: None, change: jax.Array) -> tuple[jax.Array]:
 summed_once.defvjp(lambda x: (x, None), _summed_once_backward)
 
 
-def run_blocks(parent: nn.Module, block_type: type[nn.Module], fields: dict, x: jax.Array,
+def run_blocks(parent: nn.Module, block_type: type[nn.Module], fields: dict, x: Any,
                rates: list[float], train: bool, *, shared: Any = None, own: Any = None,
                scan: bool = False, remat: bool = False) -> Any:
     """Runs `parent`'s `blocks_0` ..., one a rate: `block_type(**fields)(x, rate, train) -> x`.
 
-    Each block's parameters are stored under its own name. `scan` stacks them inside the step and
-    compiles one block (faster to compile; a TPU and a CPU prefer the unrolled loop);
-    `remat` computes a block again in the backward pass instead of keeping its activations. With
-    `shared`, a tree of arrays, block l is called `block(x, rate, train, shared, own[l])` and
-    returns `(x, output)`; the leaves of `own` are [L, ...]. The result is then `(x, outputs)`, with
-    leaves [L, ...] too.
+    `x` is an array or a tree of float arrays. Each block's parameters are stored under its own
+    name. `scan` stacks them inside the step and compiles one block (faster to compile; a TPU and a
+    CPU prefer the unrolled loop); `remat` computes a block again in the backward pass instead of
+    keeping its activations. With `shared`, a tree of arrays, block l is called
+    `block(x, rate, train, shared, own[l])` and returns `(x, output)`; the leaves of `own` are
+    [L, ...]. The result is then `(x, outputs)`, with leaves [L, ...] too.
     """
     names, extended = [f"blocks_{i}" for i in range(len(rates))], shared is not None
     given = lambda mine: (shared, mine) if extended else ()
@@ -61,7 +61,7 @@ def run_blocks(parent: nn.Module, block_type: type[nn.Module], fields: dict, x: 
         made, outputs = nn.remat(block_type, static_argnums=(2, 3)) if remat else block_type, []
         for name, rate, mine in zip(names, rates, _unstack(own, len(names))):
             block = made(**fields, name=name)
-            x, output = pair(block(summed_once(x), rate, train, *given(mine)))
+            x, output = pair(block(jax.tree.map(summed_once, x), rate, train, *given(mine)))
             outputs.append(output)
         return (x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)) if extended else x
     weights = [parent.variables["params"][name] for name in names]
