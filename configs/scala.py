@@ -124,7 +124,7 @@ def _small(config: ConfigDict, data: str) -> None:
             checkpoint=dict(every_epochs=10.0)))
     else:
         config.update(dict(
-            epochs=24.0,
+            epochs=48.0,
             data=dict(image_size=36),
             model=dict(width=64, depth=2, num_heads=2, patch_size=6),
             objective=dict(label_smoothing=0.0),     # smoothed, a net says less to the next one

@@ -11,7 +11,7 @@ from vit_efficient.chips import CHIPS, chip_of
 from vit_efficient.config import store
 from vit_efficient.data.sources import open_data
 from vit_efficient.hlo import Cost
-from vit_efficient.plan import KNOWN, _mesh, draw, floors, largest_batch, plan, table
+from vit_efficient.plan import KNOWN, _mesh, batch_unit, draw, floors, largest_batch, plan, table
 from vit_efficient.run import assemble
 from vit_efficient.sharding import make_mesh
 
@@ -52,6 +52,12 @@ def test_the_largest_batch_is_found_by_the_line_of_its_memory(size, memory, bend
     best = max(n for n in range(8, 10 ** 4, 8) if need(n) <= memory)
     assert found in asked and found % 8 == 0 and len(asked) <= 6
     assert least * best <= found <= best
+
+
+@pytest.mark.parametrize("size, parts, unit", [
+    (512, 1, 8), (1024, 16, 128), (48, 16, 16), (6, 1, 2), (1020, 1, 4), (1024, 256, 1024)])
+def test_a_trials_batch_splits_as_the_recipes_does(size, parts, unit):
+    assert batch_unit(size, parts) == unit
 
 
 def test_no_batch_may_fit():

@@ -3,6 +3,7 @@ from collections import Counter
 from collections.abc import Callable
 from importlib.util import find_spec
 import json
+import math
 import os
 from pathlib import Path
 import time
@@ -79,6 +80,12 @@ def floors(chip: Chip, devices: int, macs: float, cost: hlo.Cost) -> dict[str, f
     return {"compute": 2 * macs / (devices * chip.peak),
             "memory": cost.bytes_moved / chip.bandwidth,
             "network": cost.bytes_sent / chip.network}
+
+
+def batch_unit(size: int, parts: int) -> int:
+    """What every batch that is tried is a multiple of, as `size` is: the `parts` (devices times
+    slices) times up to 8 of a part's images, which pairs to mix, groups and tiles rest on."""
+    return parts * math.gcd(size // parts, 8)
 
 
 def largest_batch(used: Callable[[int], int | None], size: int, unit: int, memory: int,
@@ -174,8 +181,8 @@ def _plan_pod(run: Run, chip: Chip, largest: bool) -> dict[str, Any]:
     if largest:
         given = {run.config.batch_size: rows[heaviest]["device_bytes"]}
         used = lambda size: (given[size] if size in given else _device_bytes(run, heaviest, size))
-        batch = largest_batch(used, run.config.batch_size,
-                              run.mesh.size * run.config.step.accumulate, chip.memory)
+        batch = largest_batch(used, run.config.batch_size, batch_unit(
+            run.config.batch_size, run.mesh.size * run.config.step.accumulate), chip.memory)
     return {"devices": run.mesh.size, "mesh": dict(run.mesh.shape), "chip": chip._asdict(),
             "phases": list(rows.values()), "hours": hours, "largest_batch": batch}
 
