@@ -271,16 +271,20 @@ def draw(result: dict, file: Path) -> None:
     """A picture of the run's time by phase: a bar for each pod, its phases from left to right."""
     from matplotlib.figure import Figure
     pods = {name: pod for name, pod in result["pods"].items() if pod["hours"] is not None}
-    figure = Figure(figsize=(9, 1.5 + 0.7 * len(pods)), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(9, 1.9 + 0.7 * len(pods)), layout="constrained")
+    axes, longest = figure.subplots(), max((pod["hours"] for pod in pods.values()), default=0.0)
     for y, pod in enumerate(pods.values()):
         left = 0.0
         for i, row in enumerate(pod["phases"]):
             hours = row["steps"] * row["step_seconds"] / 3600
-            axes.barh(y, hours, left=left, color=f"C{i}", edgecolor="white")
-            axes.text(left + hours / 2, y, f"{row['phase']}\n{1000 * row['step_seconds']:.1f} ms",
-                      ha="center", va="center", fontsize=8)
+            axes.barh(y, hours, left=left, color=f"C{i}", edgecolor="white",
+                      label="" if y else row["phase"])
+            if hours > longest / 12:                    # wide enough for its text
+                axes.text(left + hours / 2, y, f"{1000 * row['step_seconds']:.1f} ms", ha="center",
+                          va="center", fontsize=8)
             left += hours
+    if pods:
+        figure.legend(loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     axes.set_yticks(range(len(pods)), [f"{name}\n{pod['hours']:.2f} h" for name, pod in
                                        pods.items()])
     axes.invert_yaxis()
