@@ -179,10 +179,10 @@ def _plan_pod(run: Run, chip: Chip, largest: bool) -> dict[str, Any]:
     heaviest = max(rows, key=lambda phase: rows[phase]["device_bytes"] or float("inf"))
     batch = None
     if largest:
-        given = {run.config.batch_size: rows[heaviest]["device_bytes"]}
+        asked, parts = run.config.batch_size, run.mesh.size * run.config.step.accumulate
+        given = {asked: rows[heaviest]["device_bytes"]}
         used = lambda size: (given[size] if size in given else _device_bytes(run, heaviest, size))
-        batch = largest_batch(used, run.config.batch_size, batch_unit(
-            run.config.batch_size, run.mesh.size * run.config.step.accumulate), chip.memory)
+        batch = largest_batch(used, asked, batch_unit(asked, parts), chip.memory)
     return {"devices": run.mesh.size, "mesh": dict(run.mesh.shape), "chip": chip._asdict(),
             "phases": list(rows.values()), "hours": hours, "largest_batch": batch}
 
