@@ -51,8 +51,8 @@ from typing import Literal
 from ml_collections import ConfigDict
 
 from vit_efficient.data.sources import IMAGES, named_images
-from vit_efficient.deit.models import SIZES
-from vit_efficient.limits import Fraction
+from vit_efficient.papers.deit.models import SIZES
+from vit_efficient.settings.values import Fraction
 
 GRANULARITY = {25: 0.03125, 13: 0.0625, 7: 0.125, 4: 0.25}
 # Epochs, batch, learning rate of 512 images, epochs of warm-up, magnitude of RandAugment: the

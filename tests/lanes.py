@@ -5,9 +5,9 @@ import shutil
 import sys
 
 from tests.runs import small_config
-from vit_efficient.checkpoint import Checkpoints
-from vit_efficient.run import assemble
-from vit_efficient.train import train
+from vit_efficient.engine.assemble import assemble
+from vit_efficient.engine.checkpoint import Checkpoints
+from vit_efficient.jobs.train import train
 
 
 def exchange(folder: Path, lane: str) -> list[str]:

@@ -7,10 +7,10 @@ from PIL import Image
 import pytest
 
 import vit_efficient
-from vit_efficient import state as states
-from vit_efficient.evaluate import make_program
-from vit_efficient.phases import Phase
-from vit_efficient.run import assemble
+from vit_efficient.engine import state as states
+from vit_efficient.engine.assemble import assemble
+from vit_efficient.engine.validation import make_program
+from vit_efficient.seams.phases import Phase
 
 EXITS = {"", "exit1", "exit2", "exit3"}
 WIDTHS = {"", "width0.25", "width0.5", "width0.75", "width1"}

@@ -1,4 +1,4 @@
-"""The zoo: names, and what every model of every room keeps to."""
+"""The zoo: names, and what every model of every paper keeps to."""
 from functools import partial
 
 import jax
@@ -6,27 +6,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_efficient import interop
-from vit_efficient.limits import Rate
-from vit_efficient.rooms import door, doors
-from vit_efficient.values import keywords
+from vit_efficient import registry
+from vit_efficient.settings.values import Rate, keywords
+from vit_efficient.weights import interop
 from vit_efficient.zoo import create_model, list_models
 
-NAMES = [name for name in list_models()
-         if all(key.default is not key.empty for key in keywords(door("models", name)).values())]
+NAMES = [name for name, make in sorted(registry.variants("models").items())
+         if all(key.default is not key.empty for key in keywords(make).values())]
 
 
 def smallest() -> list[str]:
-    """The cheapest named model of every room."""
-    rooms: dict[str, list] = {}
+    """The cheapest named model of every paper."""
+    papers: dict[str, list] = {}
     for name in NAMES:
         model = create_model(name)
-        rooms.setdefault(type(model).__module__, []).append((sum(model.macs().values()), name))
-    return [min(models)[1] for models in rooms.values()]
+        papers.setdefault(type(model).__module__, []).append((sum(model.macs().values()), name))
+    return [min(models)[1] for models in papers.values()]
 
 
 def test_names_match_a_shell_pattern():
-    assert list_models() == sorted(doors("models")) and "asvit_small" in NAMES
+    assert list_models() == sorted(registry.variants("models")) and "asvit_small" in NAMES
     assert list_models("asvit_*") == ["asvit_base", "asvit_large", "asvit_small", "asvit_tiny"]
     assert list_models("*tiny_patch16_22?") == [
         name for name in list_models() if name.endswith("tiny_patch16_224")]
@@ -58,7 +57,7 @@ def test_a_missing_option_is_named():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_model_says_what_the_engine_asks(name):
-    options = keywords(door("models", name))
+    options = keywords(registry.variants("models")[name])
     assert {"drop_rate", "attn_drop_rate", "drop_path", "scan", "remat"} <= options.keys()
     assert options["drop_path"].annotation == Rate
     model = create_model(name, num_classes=7)
@@ -73,7 +72,7 @@ def test_every_model_says_what_the_engine_asks(name):
 
 
 @pytest.mark.parametrize("name", smallest())
-def test_every_room_puts_out_float32_logits_of_its_classes(name):
+def test_every_paper_puts_out_float32_logits_of_its_classes(name):
     model = create_model(name, num_classes=7, dtype="bfloat16")
     image = jax.ShapeDtypeStruct((2, model.image_size, model.image_size, 3), jnp.float32)
     variables = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), image)
@@ -123,7 +122,7 @@ def test_a_dense_task_gets_asvits_grids_at_other_multiples_of_32():
         assert [grid.shape[1:3] for grid in grids] == [(side // n,) * 2 for n in (4, 8, 16, 32)]
 
 
-# A small model of every room: options, draws by `drop_rate` (of the embedding, the projection and
+# A small model of every paper: options, draws by `drop_rate` (of the embedding, the projection and
 # both layers of an MLP, SReT's unshared ones too) and by `attn_drop_rate` (of each attention).
 SMALL = {
     "asvit": (dict(arch="4,2,2,1|2,1,2,1|2,1,2,1|2,1,2,1|8,8"), 1 + 4 * 3, 4),

@@ -1,7 +1,11 @@
 """The entry point: reads the command line, picks the job, runs it.
 
+`main` is what `python -m vit_efficient.main` calls: `read` turns the flags into a `Command`, whose
+job, a function `job(config, workdir, *, own flags)`, does the rest; training begins in
+`jobs/train.py`. Flags are split in `settings/flags.py`, recipes found in `settings/words.py`.
+
 What is wrong with a command line or a config is found before a device is touched or a file is
-written; absl's own flags, which let much pass (see flags.py), are not used.
+written; absl's own flags, which let much pass (see settings/flags.py), are not used.
 """
 from collections.abc import Callable
 import importlib
@@ -10,17 +14,20 @@ import logging
 from pathlib import Path
 import re
 import sys
+import textwrap
 import traceback
 from typing import Any, NamedTuple
 
-from absl import flags as absl_flags, logging as absl_logging
+from absl import flags as absl_flags
+from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
-from vit_efficient import rooms
-from vit_efficient.config import check_same_run, find, flat, load, load_stored
-from vit_efficient.flags import refuse_unknown, split, table, typed
-from vit_efficient.limits import Count, Whole
-from vit_efficient.values import allowed, closest, keywords
+from vit_efficient import registry
+from vit_efficient.settings.flags import refuse_unknown, split, table, typed
+from vit_efficient.settings.schema import find_job, flat, paper_of
+from vit_efficient.settings.store import check_same_run, load, load_stored
+from vit_efficient.settings.values import Count, Whole, allowed, closest, keywords
+from vit_efficient.settings.words import find
 
 HELP = """\
 Trains, evaluates and measures efficient vision transformers.
@@ -32,8 +39,7 @@ Trains, evaluates and measures efficient vision transformers.
   --config.GROUP.KEY=VALUE        changes a key, e.g. --config.optim.lr=1e-3 --config.epochs=2
   --workdir=DIR                   checkpoints, config.json, metrics; default runs/NAME-WORDS.
                                   Without --config: go on with the run stored there
-  --job=JOB                       train (default), evaluate, export, summary, benchmark, plan,
-                                  prepare, features; --job=JOB --help lists the job's flags
+  --job=JOB                       what is done, by default train; --job=JOB --help lists its flags
   --coordinator=HOST:PORT --processes=N --process=I
                                   one of N processes of a run on many hosts, I from 0"""
 
@@ -65,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
         command = read(argv)
         file = f" ({command.config.recipe})"
         start_logging()
-        distributed = importlib.import_module("vit_efficient.distributed")
+        distributed = importlib.import_module("vit_efficient.engine.distributed")
         distributed.start(*command.hosts)
         with distributed.fail_fast(lambda error: report(error, file)):
             command.job(command.config, command.workdir, **command.options)
@@ -97,7 +103,7 @@ def read(argv: list[str]) -> Command:
         raise ValueError("--config=FILE is needed, as in --config=configs/asvit.py:digits "
                          "(--help lists the flags)")
     config, workdir = open_run(common.get("config"), common.get("workdir"), overrides)
-    job = rooms.job(name, config.recipe.partition(":")[0])
+    job = find_job(name, paper_of(config))
     own = keywords(job)
     refuse_unknown(found, [*FLAGS, *own, *(f"config.{key}" for key in flat(config))])
     options = {**config.get(name, {}), **{flag: typed(flag, found[flag], p.annotation)
@@ -129,12 +135,21 @@ def open_run(recipe: str | None, workdir: str | None,
 
 
 def usage(found: dict[str, str | None]) -> str:
-    """The help text, with the flags of the job where one is named."""
-    if not found.get("job"):
-        return HELP
-    room = find(found["config"])[0].stem if found.get("config") else ""
-    own = keywords(rooms.job(found["job"], room))
-    return "\n".join([HELP, "", f"Flags of --job={found['job']}:", *(table(own) or ["  none"])])
+    """The help text: the jobs, with a config its paper's own among them, or the flags of one."""
+    paper = find(found["config"])[0].stem if found.get("config") else ""
+    if name := found.get("job"):
+        own = table(keywords(find_job(name, paper))) or ["  none"]
+        return "\n".join([HELP, "", f"Flags of --job={name}:", *own])
+    lines = [f"  {name:12}{_first_sentence(registry.load_job(name, paper))}"
+             for name in registry.jobs(paper)]
+    whose = f"Jobs of {found['config']}:" if paper else "Jobs (with --config also its paper's own):"
+    return "\n".join([HELP, "", whose, *lines])
+
+
+def _first_sentence(job: Callable) -> str:
+    """What a job does, from its docstring, cut to a line."""
+    text = " ".join((job.__doc__ or "").split())
+    return textwrap.shorten(re.split(r"(?<=[.:;]) ", text)[0].rstrip(":;"), 86)
 
 
 def meant_for_the_user(error: BaseException) -> bool:

@@ -1,4 +1,12 @@
-"""Every model by name: the rooms' `VARIANTS`, as timm has them."""
+"""Every model by name: the papers' `VARIANTS`, as timm has them.
+
+    list_models("asvit_*")
+    model = create_model("asvit_small", num_classes=10, image_size=224)
+    variables = model.init(jax.random.key(0), images, train=False)
+
+Runs come here from `engine/assemble.py`, notebooks and other projects by the package's own names.
+"""
+from collections.abc import Callable
 from dataclasses import fields
 from fnmatch import fnmatch
 from functools import cache
@@ -9,9 +17,8 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_efficient.limits import Count, Whole
-from vit_efficient.rooms import door, doors
-from vit_efficient.values import check, hint, keywords
+from vit_efficient import registry
+from vit_efficient.settings.values import Count, Whole, check, hint, keywords, member
 
 # What every model takes, beside its own keywords.
 COMMON = {"num_classes": Whole, "image_size": Count, "dtype": Literal["float32", "bfloat16"]}
@@ -19,7 +26,7 @@ COMMON = {"num_classes": Whole, "image_size": Count, "dtype": Literal["float32",
 
 def list_models(pattern: str = "*") -> list[str]:
     """The names that match a shell pattern: `list_models("asvit*")`."""
-    return sorted(name for name in doors("models") if fnmatch(name, pattern))
+    return sorted(name for name in registry.variants("models") if fnmatch(name, pattern))
 
 
 def create_model(name: str, *, features_only: bool = False, **options) -> nn.Module:
@@ -33,16 +40,21 @@ def create_model(name: str, *, features_only: bool = False, **options) -> nn.Mod
     Raises:
       ValueError: for an unknown name, or with every option that the variant does not have or allow.
     """
-    model = door("models", name)(**_checked(name, options))
+    model = _maker(name)(**_checked(name, options))
     if not features_only:
         return model
     own = {field.name: getattr(model, field.name) for field in fields(model)}
     return _feature_model(type(model))(**own)
 
 
+def _maker(name: str) -> Callable:
+    """The maker of that name; ValueError with the nearest one."""
+    return member("model.name", name, registry.variants("models"))
+
+
 def _checked(name: str, options: dict[str, Any]) -> dict[str, Any]:
     """The options, each as its annotation asks for it."""
-    own = keywords(door("models", name))
+    own = keywords(_maker(name))
     known = COMMON | {key: parameter.annotation for key, parameter in own.items()}
     checked, problems = {}, []
     for key, value in options.items():

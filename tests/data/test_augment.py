@@ -10,11 +10,11 @@ import pytest
 
 from tests.data.photos import photos
 from vit_efficient.data.augment import IMAGENET_MEAN, IMAGENET_STD, make_augment
-from vit_efficient.data.color import color_jitter, three_augment
-from vit_efficient.data.device import normalize
-from vit_efficient.data.erasing import erase
-from vit_efficient.data.mixing import mix
-from vit_efficient.data.randaugment import rand_augment
+from vit_efficient.data.device.erasing import erase
+from vit_efficient.data.device.mixing import mix
+from vit_efficient.data.device.normalize import normalize
+from vit_efficient.data.host.color import color_jitter, three_augment
+from vit_efficient.data.host.randaugment import rand_augment
 
 IMAGES = np.random.RandomState(0).randint(0, 256, (2, 5, 5, 3), np.uint8)
 

@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 
 from tests import runs
-from tests.test_distributed import free_port
+from tests.engine.test_distributed import free_port
 from vit_efficient.data import loader
 from vit_efficient.data.augment import make_augment
-from vit_efficient.data.badrecords import substitutes
+from vit_efficient.data.badrecords import BadImage, substitutes
 from vit_efficient.data.batches import EvaluationBatches, Share, TrainBatches
-from vit_efficient.data.images import BadImage
 from vit_efficient.data.sources import Arrays
-from vit_efficient.phases import Length, constant
+from vit_efficient.seams.phases import Length, constant
 
 RNG = np.random.RandomState(0)
 IMAGES, LABELS = RNG.randint(0, 256, (40, 8, 8, 3), np.uint8), np.arange(40)
@@ -99,7 +98,7 @@ TOGETHER = """
     import sys, jax
     from jax.sharding import NamedSharding, PartitionSpec
     from tests.data.test_badrecords import Spoilt, evaluation, train
-    from vit_efficient import distributed
+    from vit_efficient.engine import distributed
     from vit_efficient.data.batches import share_of
     from vit_efficient.data.loader import Batches
     distributed.start(sys.argv[1], 2, int(sys.argv[2]))

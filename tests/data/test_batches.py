@@ -1,6 +1,7 @@
 """Batches against slow loops over order and host transforms, on one process and on several."""
 import jax
-from jax.sharding import NamedSharding, PartitionSpec as P
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
 
@@ -8,7 +9,7 @@ from vit_efficient.data import order
 from vit_efficient.data.augment import make_augment
 from vit_efficient.data.batches import EvaluationBatches, Share, TrainBatches, share_of
 from vit_efficient.data.sources import Arrays
-from vit_efficient.phases import Length, Phase, Phases, Position, constant
+from vit_efficient.seams.phases import Length, Phase, Phases, Position, constant
 
 RNG = np.random.RandomState(0)
 SOURCE = Arrays(RNG.randint(0, 256, (41, 8, 8, 3), np.uint8), RNG.randint(0, 5, 41),

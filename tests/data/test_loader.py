@@ -9,7 +9,8 @@ import threading
 import time
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec as P
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
 
@@ -17,7 +18,7 @@ from vit_efficient.data import loader
 from vit_efficient.data.augment import make_augment
 from vit_efficient.data.batches import EvaluationBatches, Share, TrainBatches
 from vit_efficient.data.sources import Data, open_data
-from vit_efficient.phases import Length, constant
+from vit_efficient.seams.phases import Length, constant
 
 DIGITS = open_data(source="digits", image_size=12)
 AUGMENT = make_augment()
@@ -30,7 +31,7 @@ def sharding():
 
 def batches(source=DIGITS.train, start=0, **options):
     data = Data(source, DIGITS.val, 10, 12)
-    return loader.train_batches(data, AUGMENT, PHASES, 128, sharding(), 0, start, **options)
+    return loader.train_batches(data, AUGMENT.train, PHASES, 128, sharding(), 0, start, **options)
 
 
 def faulty(fault):
@@ -90,7 +91,8 @@ def test_batches_do_not_depend_on_who_prepares_them(options):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_on_eight_devices(workers):
     expected = EvaluationBatches(DIGITS.val, AUGMENT.evaluate, 12, 100, Share(tuple(range(8)), 8))
-    with loader.evaluation_batches(DIGITS.val, AUGMENT, 12, 100, sharding(), workers=workers,
+    with loader.evaluation_batches(DIGITS.val, AUGMENT.evaluate, 12, 100, sharding(),
+                                   workers=workers,
                                    threads=2) as loaded:
         found = list(loaded)
     assert len(found) == 4 and found[0]["image"].shape == (104, 12, 12, 3)
@@ -158,7 +160,7 @@ if __name__ == "__main__":
     data = open_data(source="digits", image_size=12)
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     phases = constant(Length(1438, 16, 99), None)
-    loaded = loader.train_batches(data, make_augment(), phases, 16, sharding, 0, 0, workers=2,
+    loaded = loader.train_batches(data, make_augment().train, phases, 16, sharding, 0, 0, workers=2,
                                   threads=1)
     next(loaded), next(loaded)
     print(*(child.pid for child in multiprocessing.active_children()), flush=True)

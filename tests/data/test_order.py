@@ -1,11 +1,12 @@
 """The order is a permutation, looks random, never changes, and does not depend on who asks."""
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 import numpy as np
 import pytest
 
 from vit_efficient.data import order
 from vit_efficient.data.batches import Share
-from vit_efficient.phases import Length, Position, plain_position
+from vit_efficient.seams.phases import Length, Position, plain_position
 
 seeds, epochs = st.integers(0, 2 ** 32 - 1), st.integers(0, 1000)
 

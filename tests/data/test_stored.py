@@ -9,8 +9,8 @@ import pytest
 from tests.data.test_batches import AUGMENT, PHASES, SOURCE
 from vit_efficient.data import loader, order
 from vit_efficient.data.augment import make_augment
+from vit_efficient.data.badrecords import BadImage
 from vit_efficient.data.batches import Share, TrainBatches
-from vit_efficient.data.images import BadImage
 from vit_efficient.data.sources import Arrays, Data
 from vit_efficient.data.stored import Stored, describe, sampled
 
@@ -136,9 +136,9 @@ def test_the_centre_crop_of_training_is_the_evaluated_one():
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_rows_do_not_depend_on_workers(stored, workers):
-    data, place = Data(SOURCE, SOURCE, 5, 12, stored), jax.devices()[0]
-    with loader.train_batches(data, AUGMENT, PHASES, 8, jax.sharding.SingleDeviceSharding(place),
-                              3, 0, workers=workers, threads=1) as loaded:
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    with loader.train_batches(Data(SOURCE, SOURCE, 5, 12), AUGMENT.train, PHASES, 8, place, 3, 0,
+                              stored, workers=workers, threads=1) as loaded:
         found = [np.asarray(batch["teacher"]) for batch in loaded]
     expected = batches(stored)
     assert len(found) == len(expected) == 15

@@ -7,7 +7,7 @@ from functools import partial
 import math
 import re
 
-from flax import linen as nn, traverse_util
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,12 +15,14 @@ import pytest
 
 from tests.golden.fill import image
 from tests.golden.reader import Fixture, Tracked
-from vit_efficient import interop, names, objective, optim
-from vit_efficient.asvit import topology
-from vit_efficient.asvit.models import AsViT, asvit, auto_dilation, grid_sides, largest_split
-from vit_efficient.asvit.phases import SCHEDULES, progressive
+from vit_efficient.engine import optim
 from vit_efficient.layers.blocks import linear_rates
-from vit_efficient.phases import Length, Phase
+from vit_efficient.papers.asvit import topology
+from vit_efficient.papers.asvit.models import AsViT, asvit, auto_dilation, grid_sides, largest_split
+from vit_efficient.papers.asvit.phases import SCHEDULES, progressive
+from vit_efficient.seams import objective
+from vit_efficient.seams.phases import Length, Phase
+from vit_efficient.weights import interop, names
 
 RTOL = 1e-5                 # of an array's largest entry
 RENAMED = {"drop_path_rate": "drop_path", "use_checkpoint": "remat"}

@@ -7,7 +7,8 @@ import math
 import re
 from statistics import NormalDist
 
-from flax import linen as nn, traverse_util
+from flax import linen as nn
+from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,14 +16,17 @@ import optax
 
 from tests.golden.fill import image
 from tests.golden.reader import Fixture
-from vit_efficient import interop, names, objective, optim, zoo
-from vit_efficient.data import mixing
-from vit_efficient.dvt import reuse, t2t
-from vit_efficient.dvt.models import DVT
-from vit_efficient.dvt.transformer import Block, Transformer
+from vit_efficient import zoo
+from vit_efficient.data.device import mixing
+from vit_efficient.engine import optim
 from vit_efficient.layers.blocks import linear_rates
 from vit_efficient.layers.mlp import Mlp
-from vit_efficient.phases import Length
+from vit_efficient.papers.dvt import reuse, t2t
+from vit_efficient.papers.dvt.models import DVT
+from vit_efficient.papers.dvt.transformer import Block, Transformer
+from vit_efficient.seams import objective
+from vit_efficient.seams.phases import Length
+from vit_efficient.weights import interop, names
 
 ATOL = 2e-5             # two implementations in float32 agree within 5e-6
 RTOL = 1e-5             # of inner values, which reach 40

@@ -12,15 +12,16 @@ import numpy as np
 
 from tests.golden.fill import fill, image
 from tests.golden.reader import Fixture, Tracked
-from vit_efficient import interop, optim
-from vit_efficient.evaluate import scores
+from vit_efficient.engine import optim
+from vit_efficient.engine.validation import scores
 from vit_efficient.layers.position import resize_bicubic
-from vit_efficient.objective import Forward
-from vit_efficient.phases import Length, Phase
-from vit_efficient.scala import objective
-from vit_efficient.scala.models import Scala
-from vit_efficient.scala.phases import FULL, full_net_first
-from vit_efficient.scala.widths import draw, drawn
+from vit_efficient.papers.scala import objective
+from vit_efficient.papers.scala.models import Scala
+from vit_efficient.papers.scala.phases import FULL, full_net_first
+from vit_efficient.papers.scala.widths import draw, drawn
+from vit_efficient.seams.objective import Forward
+from vit_efficient.seams.phases import Length, Phase
+from vit_efficient.weights import interop
 from vit_efficient.zoo import create_model
 
 # of logits and of what stands inside: ours are 3e-6 off
@@ -293,7 +294,8 @@ def training(fixture: Fixture, config: Tracked, mode: str, params: dict) -> None
                 made = objective.scala(Forward(model, phase, {}), phase, teacher, ratios=None,
                                        **chosen)
                 forced = passes(list(widths[i][:k + 1]), model.ratios)
-                with mock.patch("vit_efficient.scala.widths.draw", lambda key, count: forced):
+                with mock.patch("vit_efficient.papers.scala.widths.draw",
+                                lambda key, count: forced):
                     given.append(made.gradients(weights, fixed, batch, key))
                 outputs.append(model.apply({"params": weights}, x, ratio=width, train=True,
                                            rngs={"dropout": key}))

@@ -12,12 +12,13 @@ import numpy as np
 
 from tests.golden.fill import fill, image
 from tests.golden.reader import Fixture
-from vit_efficient import interop, names, zoo
-from vit_efficient.deit.objective import soft_label_loss
+from vit_efficient import zoo
 from vit_efficient.layers.attention import Attention
 from vit_efficient.layers.position import bicubic
-from vit_efficient.sret import blocks
-from vit_efficient.sret.models import SReT, sret
+from vit_efficient.papers.deit.objective import soft_label_loss
+from vit_efficient.papers.sret import blocks
+from vit_efficient.papers.sret.models import SReT, sret
+from vit_efficient.weights import interop, names
 
 ATOL = 2e-5             # float32 stays within 1.5e-6, small errors move logits by 5e-5
 RTOL = 1e-5             # of inner values, which reach 100

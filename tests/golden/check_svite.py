@@ -9,11 +9,12 @@ import numpy as np
 
 from tests.golden.fill import image
 from tests.golden.reader import Fixture, Tracked
-from vit_efficient import interop, optim, zoo
-from vit_efficient.svite import masks as mask_files
-from vit_efficient.svite.densities import Shapes, densities, maskable
-from vit_efficient.svite.models import SViTE, svite
-from vit_efficient.weights import files
+from vit_efficient import zoo
+from vit_efficient.engine import optim
+from vit_efficient.papers.svite import masks as mask_files
+from vit_efficient.papers.svite.densities import Shapes, densities, maskable
+from vit_efficient.papers.svite.models import SViTE, svite
+from vit_efficient.weights import files, interop
 
 ATOL = 2e-5         # ours are 5e-6 off in the largest models
 RTOL = 1e-5         # of tokens inside a model

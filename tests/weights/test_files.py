@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.test_interop import filled, same
 from tests.weights.hostile import HOSTILE, archive, state, tensor
-from vit_efficient import interop, pretrained
-from vit_efficient.weights import files, safetensors, torch_zip
+from tests.weights.test_interop import filled, same
+from vit_efficient.engine import pretrained
+from vit_efficient.weights import files, interop, safetensors, torch_zip
 from vit_efficient.zoo import create_model
 
 ROOT = Path(__file__).parents[2]
@@ -51,7 +51,8 @@ def test_a_bad_file_ends_in_one_clear_error(name, tmp_path, tiny, monkeypatch):
 WATCHED = """
 import os, re, sys
 from pathlib import Path
-from vit_efficient import interop, pretrained
+from vit_efficient.engine import pretrained
+from vit_efficient.weights import interop
 from vit_efficient.zoo import create_model
 paths = sorted(Path(sys.argv[1]).iterdir())
 model = create_model("deit", **{OPTIONS})

@@ -7,13 +7,14 @@ import jax
 import numpy as np
 from PIL import Image
 
-from vit_efficient.data import host
-from vit_efficient.data.color import color_jitter as jitter, three_augment as one_of_three
-from vit_efficient.data.device import normalize
-from vit_efficient.data.erasing import erase as erase_boxes
-from vit_efficient.data.mixing import mix
-from vit_efficient.data.randaugment import rand_augment
-from vit_efficient.limits import Count, Fraction, NonNegative, Range
+from vit_efficient.data.device.erasing import erase as erase_boxes
+from vit_efficient.data.device.mixing import mix
+from vit_efficient.data.device.normalize import normalize
+from vit_efficient.data.host import crops as host
+from vit_efficient.data.host.color import color_jitter as jitter
+from vit_efficient.data.host.color import three_augment as one_of_three
+from vit_efficient.data.host.randaugment import rand_augment
+from vit_efficient.settings.values import Count, Fraction, NonNegative, Range
 
 _Portion = Annotated[float, Range(0, 1, above=True)]
 _Magnitude = Annotated[float, Range(0, 10)]

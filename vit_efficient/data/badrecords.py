@@ -1,10 +1,16 @@
 """What a run does about records that hold no whole image: a budget, and what stands in for them."""
 from collections.abc import Iterator, Mapping
+import logging
 
-from absl import logging
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
+
+log = logging.getLogger(__name__)
+
+
+class BadImage(ValueError):
+    """Bytes that are not one whole image; the message names them."""
 
 
 def substitutes(example: int, length: int) -> Iterator[int]:
@@ -28,7 +34,7 @@ class BadRecords:
             self._met.add(example)
             if len(self._met) > self.allowed:
                 raise ValueError(f"{why}; {self._advice()}")
-            logging.warning("%s: bad record %d of the %d that data.max_bad_records allows", why,
+            log.warning("%s: bad record %d of the %d that data.max_bad_records allows", why,
                             len(self._met), self.allowed)
 
     def settle(self) -> None:

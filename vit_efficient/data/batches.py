@@ -11,12 +11,11 @@ import jax
 import numpy as np
 
 from vit_efficient.data import order
-from vit_efficient.data.badrecords import substitutes
+from vit_efficient.data.badrecords import BadImage, substitutes
 from vit_efficient.data.frames import evaluation_clip, image_shape, train_clip
-from vit_efficient.data.images import BadImage
 from vit_efficient.data.sources import Source
 from vit_efficient.data.stored import Stored
-from vit_efficient.phases import Phases
+from vit_efficient.seams.phases import Phases
 
 
 class Share(NamedTuple):

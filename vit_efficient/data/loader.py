@@ -4,8 +4,9 @@ Grain runs the threads and worker processes; one more thread copies finished bat
 so that the copy of the next batch overlaps the step of this one. Nothing here changes what is in a
 batch (see `batches.py`).
 """
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
+import logging
 import multiprocessing
 from multiprocessing.connection import wait
 import os
@@ -14,28 +15,32 @@ import signal
 import threading
 import time
 
-from absl import flags, logging
+from absl import flags
 import grain
 import jax
 
-from vit_efficient.data.augment import Augment
 from vit_efficient.data.badrecords import BadRecords
 from vit_efficient.data.batches import EvaluationBatches, Share, TrainBatches, share_of
 from vit_efficient.data.sources import Data, Source
-from vit_efficient.limits import Count, Whole
-from vit_efficient.phases import Phases
+from vit_efficient.data.stored import Stored
+from vit_efficient.seams.phases import Phases
+from vit_efficient.settings.values import Count, Whole
+
+log = logging.getLogger(__name__)
 
 SLOW_SECONDS, CLOSE_SECONDS = 5.0, 30.0
 
 
-def train_batches(data: Data, augment: Augment, phases: Phases, batch_size: int,
-                  sharding: jax.sharding.Sharding, seed: int, start: int, *, workers: Whole = 0,
-                  threads: Count = 8, prefetch: Count = 2) -> "Batches":
+def train_batches(data: Data, transform: Callable, phases: Phases, batch_size: int,
+                  sharding: jax.sharding.Sharding, seed: int, start: int,
+                  stored: Stored | None = None, *, workers: Whole = 0, threads: Count = 8,
+                  prefetch: Count = 2) -> "Batches":
     """The batches of steps `start` to `phases.total`: global arrays `image` uint8 [B, S, S, 3], of
     clips [B, F, S, S, 3], `label` int32 [B] and `weight` float32 [B], whatever the other arguments
     are; with a stored teacher `teacher` float16 [B, ...].
 
     Args:
+      transform: `(image, size, rng) -> uint8 [size, size, 3]` on the host, as `Augment.train`.
       sharding: of the first axis of every array; a process loads only the rows of its own devices.
       workers: processes that prepare batches, for sources that Python's lock slows down; 0 prepares
         them in this one. Batches come back through /dev/shm, which must hold a few per worker.
@@ -43,17 +48,18 @@ def train_batches(data: Data, augment: Augment, phases: Phases, batch_size: int,
         held. 1 is the fastest for tiny images in memory, which Python's lock serialises anyway.
       prefetch: batches that lie ready on the devices.
     """
-    batches = TrainBatches(data.train, augment.train, phases, batch_size, data.image_size,
-                           share_of(sharding), seed, start, data.stored)
+    batches = TrainBatches(data.train, transform, phases, batch_size, data.image_size,
+                           share_of(sharding), seed, start, stored)
     return Batches(batches, sharding, workers, threads, prefetch)
 
 
-def evaluation_batches(source: Source, augment: Augment, image_size: int, batch_size: int,
+def evaluation_batches(source: Source, transform: Callable, image_size: int, batch_size: int,
                        sharding: jax.sharding.Sharding, *, workers: Whole = 0, threads: Count = 8,
                        prefetch: Count = 2) -> "Batches":
-    """Every example of `source` exactly once; padding has `weight` 0. Arrays and keywords as in
-    `train_batches`; the keywords are those of the group `loader`."""
-    batches = EvaluationBatches(source, augment.evaluate, image_size, batch_size,
+    """Every example of `source` exactly once, by a `transform(image, size)` as `Augment.evaluate`;
+    padding has `weight` 0. Arrays and keywords as in `train_batches`; the keywords are those of the
+    group `loader`."""
+    batches = EvaluationBatches(source, transform, image_size, batch_size,
                                 share_of(sharding))
     return Batches(batches, sharding, workers, threads, prefetch)
 
@@ -97,7 +103,7 @@ class Batches(Iterator):
         try:
             return self._ready.get(timeout=SLOW_SECONDS)
         except queue.Empty:
-            logging.warning("Waited more than %.1f seconds for a batch of %s: the host prepares "
+            log.warning("Waited more than %.1f seconds for a batch of %s: the host prepares "
                             "images more slowly than the devices use them (see loader.workers, "
                             "loader.threads).",
                             SLOW_SECONDS, self._source)

@@ -6,7 +6,7 @@ here has a state: a slot of a step is computed from (seed, epoch, index) alone.
 import numpy as np
 from numpy.random.bit_generator import ISeedSequence
 
-from vit_efficient.phases import Position
+from vit_efficient.seams.phases import Position
 
 _ROUNDS = 6
 

@@ -5,17 +5,13 @@ from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from vit_efficient.data import order
-from vit_efficient.data.stored import Stored
-from vit_efficient.limits import Count, Whole
+from vit_efficient.settings.values import Count, Whole
 
 # What the papers train on; a recipe's images where its words name none.
 IMAGENET = {"source": "tfds", "name": "imagenet2012"}
 # The same by the word of a recipe that has one for small images.
 IMAGES = {"imagenet": IMAGENET, "cifar10": {"source": "tfds", "name": "cifar10"},
           "digits": {"source": "digits"}}
-# The digits' validation images were drawn once, with this seed, and never chosen by a result.
-_DIGITS_SPLIT_SEED = 1797
 
 
 class Source(Protocol):
@@ -29,18 +25,16 @@ class Source(Protocol):
 
     def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
         """Image uint8 [h, w, 3] of any size (or a `jpeg.Jpeg`, which reads like one), or a
-        `clips.Clip`, and label; `images.BadImage` for a bad record, of which a run accepts
+        `clips.Clip`, and label; `badrecords.BadImage` for a bad record, of which a run accepts
         `max_bad_records`."""
 
 
 class Data(NamedTuple):
-    """`image_size` is the side of the images that the model sees, unless a phase says another;
-    `stored` is what a teacher said of the training images."""
+    """`image_size` is the side of the images that the model sees, unless a phase says another."""
     train: Source
     val: Source
     num_classes: int
     image_size: int
-    stored: Stored | None = None
 
 
 def open_data(*, source: Literal["tfds", "imagefolder", "arrayrecord", "clips", "digits"],
@@ -80,9 +74,9 @@ def open_data(*, source: Literal["tfds", "imagefolder", "arrayrecord", "clips", 
         example = "imagenet2012" if source == "tfds" else "the folder with the images"
         raise ValueError(f"data.{reads[0]} = '': data.source = {source} needs it: {example}")
     # A source's packages take seconds to import: only that of this run is.
-    module = lambda name: importlib.import_module(f"vit_efficient.data.{name}")
+    module = lambda name: importlib.import_module(f"vit_efficient.data.formats.{name}")
     if source == "digits":
-        train, val = _digits()
+        train, val = module("digits").open_digits()
     elif source == "imagefolder":
         train, val = module("folders").open_folders(Path(path).expanduser(), "data.path")
     elif source == "clips":
@@ -121,18 +115,3 @@ class Arrays:
 
     def __str__(self) -> str:
         return self.name
-
-
-def _digits() -> tuple[Arrays, Arrays]:
-    """Gray levels 0 to 16 as 0 to 255 in three equal channels; a fifth of each class validates."""
-    from sklearn.datasets import load_digits
-    digits = load_digits()
-    pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None].repeat(3, -1)
-    val = np.zeros(len(pixels), bool)
-    for label in range(10):
-        members = np.flatnonzero(digits.target == label)
-        first = np.arange(round(len(members) / 5))
-        val[members[order.shuffled(first, len(members), _DIGITS_SPLIT_SEED, label)]] = True
-    classes = tuple(map(str, digits.target_names))
-    return (Arrays(pixels[~val], digits.target[~val], classes, "digits train"),
-            Arrays(pixels[val], digits.target[val], classes, "digits val"))

@@ -34,7 +34,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vit_efficient.data.images import BadImage
+from vit_efficient.data.badrecords import BadImage
 
 ARRAY, ABOUT, FORMAT, SAMPLED = "features.npy", "features.json", 1, 64
 AXES = {"class": 2, "tokens": 3, "logits": 2}

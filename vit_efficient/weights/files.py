@@ -7,13 +7,12 @@ by FKD). Names may begin with `module.`.
 """
 from collections.abc import Mapping
 import json
-import os
 from pathlib import Path
 from typing import Any
-import uuid
 
 import numpy as np
 
+from vit_efficient import disk
 from vit_efficient.weights import safetensors, torch_zip
 from vit_efficient.weights.entry import Entry, FileError
 
@@ -109,16 +108,12 @@ def write(path: Path, state_dict: Mapping[str, np.ndarray], *, container: str = 
     """
     path = Path(path)
     check_new(path)
-    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}"
-    try:
+    with disk.whole(path) as neighbour:
         if path.suffix == ".safetensors":
-            safetensors.write(temporary, state_dict, {"format": "pt", OURS: json.dumps(about)})
+            safetensors.write(neighbour, state_dict, {"format": "pt", OURS: json.dumps(about)})
         else:
-            torch_zip.write(temporary, {container: state_dict, **extras, OURS: about}
+            torch_zip.write(neighbour, {container: state_dict, **extras, OURS: about}
                             if container else state_dict)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _parsed(text: str) -> dict[str, Any]:

@@ -3,9 +3,9 @@
 Reading trusts nothing: sizes are those of the file, the arrays fill it without gap or overlap, and
 no array is made before it is asked for.
 """
+from collections.abc import Mapping
 import json
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 

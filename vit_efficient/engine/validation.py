@@ -1,0 +1,120 @@
+"""Evaluation: every example exactly once, for any batch size, devices and hosts.
+
+`jobs/train` scores a run's weights while it trains, `jobs/evaluate` those of a checkpoint; both by
+a `Validation`, whose compiled programs stay from one call to the next.
+"""
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from vit_efficient.data.loader import evaluation_batches
+from vit_efficient.engine import sharding
+from vit_efficient.engine import state as states
+from vit_efficient.engine.run import Run
+from vit_efficient.seams import objective as objectives
+from vit_efficient.seams.phases import Phase
+from vit_efficient.settings.values import Count, Positive
+
+
+def scores(logits: jax.Array, batch: dict) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """Sums over the images of weight 1 and their count: loss (float32, nats), top1, top5; logits
+    [B, K]."""
+    weight = batch["weight"]
+    target = objectives.soft_targets(batch["label"], logits.shape[-1], 0.0)
+    each = {"loss": optax.softmax_cross_entropy(logits.astype(jnp.float32), target),
+            "top1": objectives.hits(logits, batch["label"]),
+            "top5": objectives.hits(logits, batch["label"], 5)}
+    # A padded image may have any loss, an infinite one too: left out, not multiplied by zero.
+    return {name: (jnp.where(weight > 0, value, 0).sum(), weight.sum())
+            for name, value in each.items()}
+
+
+def make_program(run: Run, phase: Phase) -> Callable:
+    """`(weights, step, batch) -> {prediction: {metric: (sum, count)}}`, jitted; `weights` as of
+    `state.weights`."""
+    predictions = run.objective(phase).predictions
+    forward = objectives.Forward(run.model, phase, run.phases.scalars)
+
+    @jax.jit
+    def program(weights: dict, step: jax.Array, batch: dict) -> dict:
+        batch = run.augment.normalize(batch)
+        fixed = {"collections": weights["collections"], "step": step}
+        outputs = predictions(forward, weights["params"], fixed, batch["image"])
+        return {name: scores(logits, batch) for name, logits in outputs.items()}
+    return program
+
+
+class Validation:
+    """Scores weights on a split; its compiled programs are kept from one call to the next.
+
+    Args:
+      every_epochs: epochs from one evaluation in training to the next; the last step has one too.
+      batch_size: images at once, by default the training batch.
+    """
+
+    def __init__(self, run: Run, split: str, *, every_epochs: Positive = 1.0,
+                 batch_size: Count | None = None):
+        self.run, self.source = run, getattr(run.data, split)
+        self.batch_size = batch_size or run.config.batch_size
+        self.every_steps = max(round(every_epochs * run.length.steps_per_epoch), 1)
+        self.scored = run.objective(Phase()).predictions is not None
+        self._programs: dict[Phase, Callable] = {}
+
+    def due(self, step: int) -> bool:
+        """True after the steps that an evaluation follows: every so many, and the last; never where
+        the objective scores nothing."""
+        return self.scored and (step % self.every_steps == 0 or step == self.run.phases.total)
+
+    def __call__(self, fields: dict, step: int, phase: Phase = Phase(),
+                 alive: Callable[[], None] = lambda: None) -> dict[str, float]:
+        """Means over the split: `top1`, `top5`, `loss` of the raw weights and `..._ema` of the
+        averaged ones, at the run's last setting and, where that of `phase` is another, also at its
+        own: `..._stride16`. `alive` is called for every batch. ValueError where the objective
+        scores nothing."""
+        if not self.scored:
+            raise ValueError(f"objective.name = {self.run.config.objective.name}: trains no "
+                             "classifier, there is nothing to score")
+        settings = self.settings(phase)
+        kinds = ("raw", "ema") if fields["ema"] else ("raw",)
+        asked = [(kind, suffix, states.weights(fields, kind))
+                 for kind in kinds for suffix in settings]
+        sums: dict = {}
+        with evaluation_batches(self.source, self.run.augment.evaluate, self.run.image_size,
+                                self.batch_size, sharding.batch_sharding(self.run.mesh),
+                                **self.run.config.loader) as batches:
+            for batch in batches:
+                alive()
+                for kind, suffix, weights in asked:
+                    out = self._program(settings[suffix])(weights, jnp.int32(step), batch)
+                    key = suffix + ("_ema" if kind == "ema" else "")
+                    sums[key] = jax.tree.map(jnp.add, sums[key], out) if key in sums else out
+        return {f"{metric}{key}{prediction and '_' + prediction}": float(total / count)
+                for key, named in jax.device_get(sums).items()
+                for prediction, metrics in named.items()
+                for metric, (total, count) in metrics.items()}
+
+    def settings(self, phase: Phase) -> dict[str, Phase]:
+        """Suffix -> setting: the model's of the run's last phase, and that of `phase`."""
+        last = self.run.phases.phase_at(self.run.phases.total - 1).model
+        if not phase.model or phase.model == last:
+            return {"": Phase(model=last)}
+        name, value = phase.model[0]
+        return {"": Phase(model=last), f"_{name}{value}": Phase(model=phase.model)}
+
+    def _program(self, phase: Phase) -> Callable:
+        if phase not in self._programs:
+            self._programs[phase] = make_program(self.run, phase)
+        return self._programs[phase]
+
+
+def table(values: dict[str, float]) -> str:
+    """Scores a line each: `top-1 98.6 %`, those of top-1 first."""
+    def row(name: str, value: float) -> str:
+        metric, _, rest = name.partition("_")
+        label = " ".join((metric.replace("top", "top-"), *rest.split("_"))).strip()
+        share = metric.startswith("top")
+        return f"{label} {100 * value:.1f} %" if share else f"{label} {value:.4f}"
+    ordered = sorted(values.items(), key=lambda item: not item[0].startswith("top1"))
+    return "\n".join(row(*item) for item in ordered)
