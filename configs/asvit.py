@@ -10,28 +10,26 @@ and 75.4, `p37` 74.0 and 73.4 in three quarters of the time.
     python -m vit_efficient.main --config=configs/asvit.py:cifar10,imagefolder=PATH --workdir=DIR
 
 Words: small | base | large, imagenet | cifar10 | digits, a schedule of the tokens (off | p18 | p37
-| p56 | figure), tfds=NAME (another data set of TensorFlow Datasets), imagefolder=PATH (a folder
-with train|val/<class>/*.jpg), arrayrecord=PATH (what --job=prepare makes) and, last, arch=STRING
-(any topology, as 8,2,3,3|4,1,2,1|4,1,4,4|4,1,6,2|32,88).
+| p56 | figure), for other images tfds=NAME, imagefolder=PATH, arrayrecord=PATH or clips=PATH
+(vit_efficient/data/README.md) and, last, arch=STRING (any topology, as
+8,2,3,3|4,1,2,1|4,1,4,4|4,1,6,2|32,88).
 """
-from typing import Literal
+from typing import Literal, Unpack
 
 from ml_collections import ConfigDict
 
-from vit_efficient.data.sources import IMAGES, named_images
+from vit_efficient.data.sources import IMAGES, Images, named_images
 
 
 def get_config(variant: Literal["small", "base", "large"] = "small",
                data: Literal["imagenet", "cifar10", "digits"] = "imagenet",
                schedule: Literal["off", "p18", "p37", "p56", "figure"] = "p37", *,
-               tfds: str | None = None, imagefolder: str | None = None,
-               arrayrecord: str | None = None, arch: str | None = None) -> ConfigDict:
+               arch: str | None = None, **images: Unpack[Images]) -> ConfigDict:
     """The augmentation of the authors' data config, else DeiT's settings: no trainer was published;
     `cifar10` and `digits` change what small images ask for."""
-    images = named_images(tfds=tfds, imagefolder=imagefolder, arrayrecord=arrayrecord)
     config = ConfigDict(dict(
         seed=0, epochs=300.0, batch_size=1024, dtype="bfloat16",
-        data=dict(image_size=224, **(images or IMAGES[data])),
+        data=dict(image_size=224, **named_images(images, IMAGES[data])),
         augment=dict(crop="random_resized", scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), flip=0.5,
                      interpolation="random", randaugment=9.0, erase=0.25, mixup=0.8, cutmix=1.0,
                      eval_crop=0.875, device=("normalize", "erase", "mix")),

@@ -34,10 +34,8 @@ not run at that size.
 Words: small | base, the number of widths (25 | 13 | 7 | 4), imagenet | cifar10 | digits, labels |
 foundation;
 
-tfds=NAME      a data set of TensorFlow Datasets, by default imagenet2012
-imagefolder=   a folder with train|val/<class>/*.jpg
-arrayrecord=   what --job=prepare makes
-clips=         a folder with train|val/<class>/<clip>/<frame>.jpg
+tfds=, imagefolder=, arrayrecord=, clips=
+               other images (vit_efficient/data/README.md)
 teacher=FILE   a DeiT of the same size: deit_small.pth, deit_base.pth; training by labels needs it,
                except on digits and cifar10
 features=DIR   with `foundation`, in its place: the class tokens of any model for the same images,
@@ -46,11 +44,11 @@ separate=0.5   the paper's comparison: the net of that width alone, a plain DeiT
                taught by the labels
 probe=FILE     what is probed: an official file, an export or the workdir of a run
 """
-from typing import Literal
+from typing import Literal, Unpack
 
 from ml_collections import ConfigDict
 
-from vit_efficient.data.sources import IMAGES, named_images
+from vit_efficient.data.sources import IMAGES, Images, named_images
 from vit_efficient.papers.deit.models import SIZES
 from vit_efficient.settings.values import Fraction
 
@@ -62,10 +60,9 @@ RECIPES = {"small": (100.0, 1024, 2e-3, 3.0, 1.0), "base": (300.0, 512, 1e-3, 5.
 
 def get_config(size: Literal["small", "base"] = "small", widths: Literal[25, 13, 7, 4] = 13,
                data: Literal["imagenet", "cifar10", "digits"] = "imagenet",
-               taught: Literal["labels", "foundation"] = "labels", *, tfds: str | None = None,
-               imagefolder: str | None = None, arrayrecord: str | None = None,
-               clips: str | None = None, teacher: str | None = None, features: str | None = None,
-               separate: Fraction | None = None, probe: str | None = None) -> ConfigDict:
+               taught: Literal["labels", "foundation"] = "labels", *, teacher: str | None = None,
+               features: str | None = None, separate: Fraction | None = None,
+               probe: str | None = None, **images: Unpack[Images]) -> ConfigDict:
     """The widths and the optimiser of the authors' commands; `digits` changes what a tiny model
     without a teacher asks for, the other words who teaches and what trains."""
     if features and (teacher or taught == "labels"):
@@ -75,10 +72,9 @@ def get_config(size: Literal["small", "base"] = "small", widths: Literal[25, 13,
     if probe and teacher:
         raise ValueError("probe= and teacher=: a probe has no teacher")
     epochs, batch_size, lr, warmup, magnitude = RECIPES[size]
-    images = named_images(tfds=tfds, imagefolder=imagefolder, arrayrecord=arrayrecord, clips=clips)
     config = ConfigDict(dict(
         seed=0, epochs=epochs, batch_size=batch_size, dtype="bfloat16",
-        data=dict(image_size=224, frames=8 if clips else None, **(images or IMAGES[data])),
+        data=dict(image_size=224, **named_images(images, IMAGES[data])),
         augment=dict(crop="random_resized", interpolation="bicubic", randaugment=magnitude,
                      erase=0.25, mixup=0.8, cutmix=1.0, device=("normalize", "erase", "mix")),
         model=dict(name=f"deit_{size}_distilled_patch16_224_scala", drop_path=0.1,
@@ -97,7 +93,7 @@ def get_config(size: Literal["small", "base"] = "small", widths: Literal[25, 13,
     if taught == "foundation":
         _foundation(config, features)
     if probe:
-        _probe(config, probe, bool(clips))
+        _probe(config, probe, "clips" in images)
     return config
 
 

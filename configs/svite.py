@@ -10,24 +10,24 @@ small, 50 % unstructured with 187 tokens 80.18, with 177 tokens 79.91.
         --config=configs/svite.py:model=svite_small_patch16_224,imagefolder=PATH \\
         --config.init_from=deit_small_unstructure_50_sparseinput_0.95_80.18.pth
 
-Words: model=NAME, tfds=NAME (by default imagenet2012), imagefolder=PATH (a folder with
-train|val/<class>/*.jpg), arrayrecord=PATH (what --job=prepare makes). The zeros of a sparse file
-stand in its weights, so evaluation is complete; a selector takes its likeliest tokens. Sparse
-training is to come: so far this trains the dense model.
+Words: model=NAME, and for other images than ImageNet tfds=NAME, imagefolder=PATH, arrayrecord=PATH
+or clips=PATH (vit_efficient/data/README.md). The zeros of a sparse file stand in its weights, so
+evaluation is complete; a selector takes its likeliest tokens. Sparse training is to come: so far
+this trains the dense model.
 """
+from typing import Unpack
+
 from ml_collections import ConfigDict
 
-from vit_efficient.data.sources import IMAGENET, named_images
+from vit_efficient.data.sources import IMAGENET, Images, named_images
 
 
-def get_config(*, model: str = "deit_base_patch16_224", tfds: str | None = None,
-               imagefolder: str | None = None, arrayrecord: str | None = None) -> ConfigDict:
+def get_config(*, model: str = "deit_base_patch16_224", **images: Unpack[Images]) -> ConfigDict:
     """The defaults of the authors' main.py, epochs and batches of their commands."""
-    images = named_images(tfds=tfds, imagefolder=imagefolder, arrayrecord=arrayrecord)
     return ConfigDict(dict(
         seed=0, epochs=600.0, batch_size=1024 if "_base_" in model else 512, dtype="bfloat16",
         data=dict(image_size=384 if model.endswith("_384") else 224,
-                  **(images or IMAGENET)),
+                  **named_images(images, IMAGENET)),
         augment=dict(crop="random_resized", interpolation="bicubic", randaugment=9.0, erase=0.25,
                      mixup=0.8, cutmix=1.0, repeats=3, device=("normalize", "erase", "mix")),
         model=dict(name=model, drop_path=0.1),

@@ -115,7 +115,7 @@ def read(argv: list[str]) -> Command:
     if any(value is not None for value in hosts) and (None in hosts or hosts[2] >= hosts[1]):
         raise ValueError("--coordinator, --processes and --process belong together, and processes "
                          "count from 0: --coordinator=HOST:PORT --processes=2 --process=0 and 1")
-    return Command(job, config, workdir, options, hosts)
+    return Command(job=job, config=config, workdir=workdir, options=options, hosts=hosts)
 
 
 def open_run(recipe: str | None, workdir: str | None,

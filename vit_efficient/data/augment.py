@@ -86,7 +86,8 @@ def make_augment(*, crop: Literal["random_resized", "resize", "src", "center"] =
     evaluate = partial(host.evaluate, eval_crop=eval_crop,
                        interpolation="bicubic" if interpolation == "random" else interpolation)
     on_device = partial(_on_device, chain=_ordered(tuple(device), transforms))
-    return Augment(train, evaluate, on_device, partial(transforms["normalize"], key=None), repeats)
+    return Augment(train=train, evaluate=evaluate, on_device=on_device,
+                   normalize=partial(transforms["normalize"], key=None), repeats=repeats)
 
 
 def _train(image: np.ndarray, size: int, rng: np.random.Generator, *, square: Callable,

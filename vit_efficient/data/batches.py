@@ -78,21 +78,21 @@ class TrainBatches:
             batch["teacher"] = np.empty((len(examples), *self.stored.shape), np.float16)
         for row, (example, copy) in enumerate(zip(examples.tolist(), copies.tolist())):
             key = self.seed, position.epoch, example, copy
-            i, batch["image"][row], batch["label"][row] = self._image(example, size, key,
-                                                                      batch["bad"])
+            taken, image, label = self._good_example(example, size, key, batch["bad"])
+            batch["image"][row], batch["label"][row] = image, label
             if self.stored:
-                batch["teacher"][row] = self.stored[i]
+                batch["teacher"][row] = self.stored[taken]
         return batch
 
-    def _image(self, example: int, size: int, key: tuple[int, ...],
-               bad: dict[int, str]) -> tuple[int, np.ndarray, int]:
-        """The example, or the next good one where it is `bad`, its transformed image and label."""
-        for i in substitutes(example, len(self.source)):
+    def _good_example(self, example: int, size: int, key: tuple[int, ...],
+                      bad: dict[int, str]) -> tuple[int, np.ndarray, int]:
+        """The example, or the next good one where it is `bad`; its transformed image and label."""
+        for taken in substitutes(example, len(self.source)):
             try:
-                image, label = self.source[i]
-                return i, self.transform(image, size, order.generator(*key)), label
+                image, label = self.source[taken]
+                return taken, self.transform(image, size, order.generator(*key)), label
             except BadImage as error:
-                bad[i] = str(error)
+                bad[taken] = str(error)
         raise ValueError(f"{self.source}: holds no good record")
 
 

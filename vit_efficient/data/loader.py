@@ -48,9 +48,11 @@ def train_batches(data: Data, transform: Callable, phases: Phases, batch_size: i
         held. 1 is the fastest for tiny images in memory, which Python's lock serialises anyway.
       prefetch: batches that lie ready on the devices.
     """
-    batches = TrainBatches(data.train, transform, phases, batch_size, data.image_size,
-                           share_of(sharding), seed, start, stored)
-    return Batches(batches, sharding, workers, threads, prefetch)
+    batches = TrainBatches(source=data.train, transform=transform, phases=phases,
+                           batch_size=batch_size, image_size=data.image_size,
+                           share=share_of(sharding), seed=seed, start=start, stored=stored)
+    return Batches(batches=batches, sharding=sharding, workers=workers, threads=threads,
+                   prefetch=prefetch)
 
 
 def evaluation_batches(source: Source, transform: Callable, image_size: int, batch_size: int,
@@ -59,9 +61,10 @@ def evaluation_batches(source: Source, transform: Callable, image_size: int, bat
     """Every example of `source` exactly once, by a `transform(image, size)` as `Augment.evaluate`;
     padding has `weight` 0. Arrays and keywords as in `train_batches`; the keywords are those of the
     group `loader`."""
-    batches = EvaluationBatches(source, transform, image_size, batch_size,
-                                share_of(sharding))
-    return Batches(batches, sharding, workers, threads, prefetch)
+    batches = EvaluationBatches(source=source, transform=transform, image_size=image_size,
+                                batch_size=batch_size, share=share_of(sharding))
+    return Batches(batches=batches, sharding=sharding, workers=workers, threads=threads,
+                   prefetch=prefetch)
 
 
 class Batches(Iterator):

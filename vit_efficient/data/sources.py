@@ -1,7 +1,8 @@
 """Config group `data`: where images and labels come from; indexed, so that any step can be had."""
+from collections.abc import Mapping
 import importlib
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, TypedDict
 
 import numpy as np
 
@@ -12,6 +13,7 @@ IMAGENET = {"source": "tfds", "name": "imagenet2012"}
 # The same by the word of a recipe that has one for small images.
 IMAGES = {"imagenet": IMAGENET, "cifar10": {"source": "tfds", "name": "cifar10"},
           "digits": {"source": "digits"}}
+CLIP_FRAMES = 8     # seen of a clip unless the config says another number (Scala on UCF101)
 
 
 class Source(Protocol):
@@ -86,17 +88,29 @@ def open_data(*, source: Literal["tfds", "imagefolder", "arrayrecord", "clips", 
     else:
         train, val = module("tfds").open_tfds(name, path)
     train.max_bad_records = val.max_bad_records = max_bad_records
-    return Data(train, val, len(train.classes), image_size)
+    return Data(train=train, val=val, num_classes=len(train.classes), image_size=image_size)
 
 
-def named_images(**words: str | None) -> dict[str, str]:
-    """The keys of the group `data` for a recipe's words `tfds=NAME`, `imagefolder=PATH`,
-    `arrayrecord=PATH` or `clips=PATH`, of which at most one is not None; {} for none."""
-    given = {source: place for source, place in words.items() if place}
-    if len(given) > 1:
-        raise ValueError(f"{' and '.join(f'{word}=' for word in given)}: one source of images")
-    return {key: value for source, place in given.items()
-            for key, value in (("source", source), ("name" if source == "tfds" else "path", place))}
+class Images(TypedDict, total=False):
+    """A recipe's words for its images, of which at most one is given: `tfds=NAME` of TensorFlow
+    Datasets, `imagefolder=PATH` with train|val/<class>/*.jpg, `arrayrecord=PATH` that
+    `--job=prepare` made, `clips=PATH` with train|val/<class>/<clip>/<frame>.jpg, of which 8 frames
+    are seen. A recipe takes them as `**images: Unpack[Images]`."""
+    tfds: str
+    imagefolder: str
+    arrayrecord: str
+    clips: str
+
+
+def named_images(images: Images, usual: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of the group `data` for a recipe's words, or the `usual` ones where none is given;
+    ValueError for several."""
+    if len(images) > 1:
+        raise ValueError(f"{' and '.join(f'{word}=' for word in images)}: one source of images")
+    for source, place in images.items():
+        named = {"source": source, "name" if source == "tfds" else "path": place}
+        return named | ({"frames": CLIP_FRAMES} if source == "clips" else {})
+    return dict(usual)
 
 
 class Arrays:

@@ -42,7 +42,8 @@ def assemble(config: ConfigDict, data: Data | None = None, mesh: Mesh | None = N
     if len(data.train) < config.batch_size:
         raise ValueError(f"batch_size = {config.batch_size}: the training set has only "
                          f"{len(data.train)} images")
-    length = Length(len(data.train), config.batch_size, config.epochs, augment.repeats)
+    length = Length(examples=len(data.train), batch_size=config.batch_size, epochs=config.epochs,
+                    repeats=augment.repeats)
     if not length.total:
         raise ValueError(f"epochs = {config.epochs:g}: less than one step of {config.batch_size} "
                          "images")
@@ -52,7 +53,8 @@ def assemble(config: ConfigDict, data: Data | None = None, mesh: Mesh | None = N
     mesh = mesh or sharding.make_mesh(**config.mesh)
     sharding.check_batch(mesh, "batch_size", config.batch_size, config.step.accumulate)
     teacher = _teacher(config, data, mesh, read_teacher)
-    run = Run(config, data, augment, model, length, phases, optimizer, sparsity, mesh, teacher)
+    run = Run(config=config, data=data, augment=augment, model=model, length=length, phases=phases,
+              optimizer=optimizer, sparsity=sparsity, mesh=mesh, teacher=teacher)
     jax.eval_shape(partial(augment.on_device, num_classes=data.num_classes),
                    run.abstract_batch(config.batch_size), jax.random.key(0))
     for phase in phases.distinct():

@@ -62,8 +62,8 @@ class Run:
         name = self.config.objective.name
         make = member("objective.name", name, registry.variants("objective"))
         trained = self.config.optim.trained
-        forward = Forward(self.model, phase, self.phases.scalars,
-                          optim.frozen(trained) if trained else None)
+        forward = Forward(model=self.model, phase=phase, scalars=self.phases.scalars,
+                          frozen=optim.frozen(trained) if trained else None)
         teacher = self.stored
         if self.teacher and not teacher:
             teacher = Forward(self.teacher[0], Phase(), {})

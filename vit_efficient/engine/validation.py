@@ -76,24 +76,26 @@ class Validation:
         if not self.scored:
             raise ValueError(f"objective.name = {self.run.config.objective.name}: trains no "
                              "classifier, there is nothing to score")
-        settings = self.settings(phase)
-        kinds = ("raw", "ema") if fields["ema"] else ("raw",)
-        asked = [(kind, suffix, states.weights(fields, kind))
-                 for kind in kinds for suffix in settings]
-        sums: dict = {}
+        asked = self._asked(fields, phase)
+        sums: dict[str, dict] = {}                      # end of a score's name -> sums and counts
         with evaluation_batches(self.source, self.run.augment.evaluate, self.run.image_size,
                                 self.batch_size, sharding.batch_sharding(self.run.mesh),
                                 **self.run.config.loader) as batches:
             for batch in batches:
                 alive()
-                for kind, suffix, weights in asked:
-                    out = self._program(settings[suffix])(weights, jnp.int32(step), batch)
-                    key = suffix + ("_ema" if kind == "ema" else "")
-                    sums[key] = jax.tree.map(jnp.add, sums[key], out) if key in sums else out
-        return {f"{metric}{key}{prediction and '_' + prediction}": float(total / count)
-                for key, named in jax.device_get(sums).items()
-                for prediction, metrics in named.items()
-                for metric, (total, count) in metrics.items()}
+                for end, (weights, program) in asked.items():
+                    out = program(weights, jnp.int32(step), batch)
+                    sums[end] = jax.tree.map(jnp.add, sums[end], out) if end in sums else out
+        return _means(jax.device_get(sums))
+
+    def _asked(self, fields: dict, phase: Phase) -> dict[str, tuple[dict, Callable]]:
+        """What an evaluation computes, by the end of its scores' names: `""`, `_ema`, `_stride16`,
+        `_stride16_ema`."""
+        asked = {}
+        for kind, end in (("raw", ""), ("ema", "_ema"))[:2 if fields["ema"] else 1]:
+            for suffix, setting in self.settings(phase).items():
+                asked[suffix + end] = states.weights(fields, kind), self._program(setting)
+        return asked
 
     def settings(self, phase: Phase) -> dict[str, Phase]:
         """Suffix -> setting: the model's of the run's last phase, and that of `phase`."""
@@ -107,6 +109,14 @@ class Validation:
         if phase not in self._programs:
             self._programs[phase] = make_program(self.run, phase)
         return self._programs[phase]
+
+
+def _means(sums: dict[str, dict]) -> dict[str, float]:
+    """`{end: {prediction: {metric: (sum, count)}}}` as `{metric + end + _prediction: mean}`."""
+    return {metric + end + (f"_{prediction}" if prediction else ""): float(total / count)
+            for end, predictions in sums.items()
+            for prediction, metrics in predictions.items()
+            for metric, (total, count) in metrics.items()}
 
 
 def table(values: dict[str, float]) -> str:

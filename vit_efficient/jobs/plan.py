@@ -137,7 +137,7 @@ def _data(config: ConfigDict, examples: int | None, num_classes: int | None) -> 
             raise ValueError(f"--job=plan needs no images, but the size of the training set: give "
                              f"--examples and --num_classes ({error})") from error
     absent = _Absent(count, kinds, config.data.frames)
-    return Data(absent, absent, kinds, config.data.image_size)
+    return Data(train=absent, val=absent, num_classes=kinds, image_size=config.data.image_size)
 
 
 class _Absent:

@@ -56,7 +56,8 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, float]:
         log.info("%s", overview(run))
         if start:
             log.info("going on at step %d of %d", start, run.phases.total)
-        loop = Loop(run, workdir, start, validation, checkpoints, **config.log)
+        loop = Loop(run=run, workdir=workdir, start=start, validation=validation,
+                    checkpoints=checkpoints, **config.log)
         with distributed.stop_signal() as stop_requested:
             try:
                 values = loop.go(state, stop_requested)

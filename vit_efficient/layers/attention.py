@@ -131,7 +131,8 @@ class Attention(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         D, H = x.shape[-1], self.num_heads
         d = self.head_width or D // H
-        q, k, v = Fused(3, H, d, self.qkv_bias, self.dtype, self.initializers, name="qkv")(x)
+        q, k, v = Fused(parts=3, num_heads=H, head_width=d, use_bias=self.qkv_bias,
+                        dtype=self.dtype, initializers=self.initializers, name="qkv")(x)
         out = attend_dropping(q * (self.scale or d ** -0.5), k, v, self.attn_drop, train)
         out = out.reshape(*x.shape[:-1], H * d)
         kernel_init, bias_init = self.initializers(H * d)

@@ -1,4 +1,10 @@
-"""Stacks of equal blocks: stochastic depth, rematerialisation, a scan in place of a loop."""
+"""Stacks of equal blocks: stochastic depth, rematerialisation, a scan in place of a loop.
+
+Every model runs its blocks by `run_blocks`; a block drops its branches by `drop_path`, at one of
+the `linear_rates`.
+"""
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from flax import linen as nn
@@ -54,31 +60,50 @@ def run_blocks(parent: nn.Module, block_type: type[nn.Module], fields: dict, x: 
     `block(x, rate, train, shared, own[l])` and returns `(x, output)`; the leaves of `own` are
     [L, ...]. The result is then `(x, outputs)`, with leaves [L, ...] too.
     """
-    names, extended = [f"blocks_{i}" for i in range(len(rates))], shared is not None
-    given = lambda mine: (shared, mine) if extended else ()
-    pair = lambda result: result if extended else (result, None)
-    if parent.is_initializing() or not scan or len(names) == 1:
-        made, outputs = nn.remat(block_type, static_argnums=(2, 3)) if remat else block_type, []
-        for name, rate, mine in zip(names, rates, _unstack(own, len(names))):
-            block = made(**fields, name=name)
-            x, output = pair(block(jax.tree.map(summed_once, x), rate, train, *given(mine)))
-            outputs.append(output)
-        return (x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)) if extended else x
-    weights = [parent.variables["params"][name] for name in names]
+    def call(block: Callable, x: Any, rate: float | jax.Array, mine: Any) -> tuple[Any, Any]:
+        """`(x, output)` of one block; the output is None without `shared`."""
+        if shared is None:
+            return block(x, rate, train), None
+        return block(x, rate, train, shared, mine)
+
+    # Initialising needs each block by its name, and a scan of one would only cost a stack.
+    if scan and len(rates) > 1 and not parent.is_initializing():
+        x, outputs = _scanned(parent, block_type(**fields, parent=None), call, x, rates, own, train,
+                              remat)
+    else:
+        made = nn.remat(block_type, static_argnums=(2, 3)) if remat else block_type
+        x, outputs = _unrolled(partial(made, **fields), call, x, rates, own)
+    return x if shared is None else (x, outputs)
+
+
+def _unrolled(make: Callable, call: Callable, x: Any, rates: list[float],
+              own: Any) -> tuple[Any, Any]:
+    """A loop over blocks that are made by name, each with its place in the program."""
+    outputs = []
+    for i, (rate, mine) in enumerate(zip(rates, _unstack(own, len(rates)))):
+        x, output = call(make(name=f"blocks_{i}"), jax.tree.map(summed_once, x), rate, mine)
+        outputs.append(output)
+    return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
+
+
+def _scanned(parent: nn.Module, block: nn.Module, call: Callable, x: Any, rates: list[float],
+             own: Any, train: bool, remat: bool) -> tuple[Any, Any]:
+    """A scan over the stacked weights of `parent`'s blocks, with the one program of `block`."""
+    weights = [parent.variables["params"][f"blocks_{i}"] for i in range(len(rates))]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *weights)
-    block, dropping = block_type(**fields, parent=None), any(rates)
+    dropping = any(rates)
     # Blocks may drop units at a drop-path rate of zero as well.
     random = train and (dropping or parent.has_rng("dropout"))
-    keys = jax.random.split(parent.make_rng("dropout"), len(names)) if random else None
+    keys = jax.random.split(parent.make_rng("dropout"), len(rates)) if random else None
 
     def body(x, inputs):
         weights, rate, key, mine = inputs
-        return pair(block.apply({"params": weights}, x, rate if dropping else 0.0, train,
-                                *given(mine), rngs=None if key is None else {"dropout": key}))
+        rngs = None if key is None else {"dropout": key}
+        apply = partial(block.apply, {"params": weights}, rngs=rngs)
+        return call(apply, x, rate if dropping else 0.0, mine)
 
     body = jax.checkpoint(body, prevent_cse=False) if remat else body
-    x, outputs = jax.lax.scan(body, x, (stacked, jnp.array(rates), keys, own))
-    return (x, outputs) if extended else x
+    return jax.lax.scan(body, x, (stacked, jnp.array(rates), keys, own))
 
 
 def _unstack(tree: Any, length: int) -> list:

@@ -25,10 +25,11 @@ class Chip(NamedTuple):
 # 4 x 256 x 256: its page says two such units, but libtpu counts 369,000 FLOPs in a cycle of a
 # large matrix product, more than two can do.
 CHIPS = {
-    "v4": Chip(275e12, 32 << 30, 1200e9, 300e9, 1.05e9, "megacore"),
-    "v5e": Chip(197e12, 16 << 30, 819e9, 200e9, 1.5e9),
-    "v5p": Chip(459e12, 95 << 30, 2765e9, 600e9, 1.75e9),
-    "v6e": Chip(918e12, 32 << 30, 1638e9, 400e9, 1.75e9),
+    "v4": Chip(peak=275e12, memory=32 << 30, bandwidth=1200e9, network=300e9, clock=1.05e9,
+               config="megacore"),
+    "v5e": Chip(peak=197e12, memory=16 << 30, bandwidth=819e9, network=200e9, clock=1.5e9),
+    "v5p": Chip(peak=459e12, memory=95 << 30, bandwidth=2765e9, network=600e9, clock=1.75e9),
+    "v6e": Chip(peak=918e12, memory=32 << 30, bandwidth=1638e9, network=400e9, clock=1.75e9),
 }
 
 # Dense bfloat16 FLOP/s of a device by the name that JAX gives its kind (TPUs: tpu_info.py of its

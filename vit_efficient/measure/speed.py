@@ -88,8 +88,9 @@ def time_input(run: Run, count: int) -> dict[str, float | None]:
         done = sum(1 for _ in itertools.islice(batches, count))
         seconds = time.perf_counter() - begin
     source, share = run.data.train, share_of(sharding.batch_sharding(run.mesh))
-    alone = TrainBatches(source, run.augment.train, run.phases, run.config.batch_size,
-                         run.image_size, share, run.config.seed, 0)
+    alone = TrainBatches(source=source, transform=run.augment.train, phases=run.phases,
+                         batch_size=run.config.batch_size, image_size=run.image_size, share=share,
+                         seed=run.config.seed, start=0)
     alone[0]
     files, ours, pillow, images = hasattr(source, "encoded"), 0.0, 0.0, 0
     for i in range(min(len(alone), count)):

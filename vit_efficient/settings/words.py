@@ -12,7 +12,7 @@ from collections.abc import Callable
 from inspect import signature
 from pathlib import Path
 import traceback
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from ml_collections import ConfigDict
 
@@ -75,8 +75,7 @@ def read_words(words: str, get_config: Callable) -> dict[str, Any]:
     A value that itself holds a comma comes last and takes the rest, as `arch=8,2,3|4,1,2`.
     Raises ValueError for an unknown, doubled or misplaced word.
     """
-    parameters = {name: parameter.annotation for name, parameter in
-                  signature(get_config, eval_str=True).parameters.items()}
+    parameters = _parameters(get_config)
     texts: dict[str, str] = {}
     for name, text, piece in _assignments(words, _homes(parameters), parameters):
         if not text:
@@ -85,6 +84,17 @@ def read_words(words: str, get_config: Callable) -> dict[str, Any]:
             raise ValueError(f"{piece}: {name} is given twice, as {texts[name]} and {text}")
         texts[name] = text
     return {name: _argument(name, text, parameters[name]) for name, text in texts.items()}
+
+
+def _parameters(get_config: Callable) -> dict[str, Any]:
+    """Name -> annotation of what `get_config` takes; `**images: Unpack[Images]` stands for the keys
+    of the TypedDict `Images`, which several recipes share."""
+    found: dict[str, Any] = {}
+    for name, parameter in signature(get_config, eval_str=True).parameters.items():
+        shared = parameter.kind is parameter.VAR_KEYWORD
+        found |= get_type_hints(*get_args(parameter.annotation)) if shared else {
+            name: parameter.annotation}
+    return found
 
 
 def _homes(parameters: dict[str, Any]) -> dict[str, list[str]]:

@@ -65,7 +65,7 @@ def open_archives(path: Path, key: str) -> tuple[TarImages, TarImages]:
             raise ValueError(f"{path / TRAIN}: {name} holds no images")
         members += [(f"{Path(name).stem}/{image}", *place) for image, *place in images]
         numbers += [classes.index(Path(name).stem)] * len(images)
-    train = TarImages(path / TRAIN, classes, numbers, members)
+    train = TarImages(path=path / TRAIN, classes=classes, labels=numbers, members=members)
     members = _members(path / VAL)
     matches = [re.search(r"ILSVRC2012_val_(\d{8})\.JPEG$", name) for name, *_ in members]
     if {int(match[1]) for match in matches if match} != set(range(1, len(labels) + 1)) or (
@@ -73,7 +73,7 @@ def open_archives(path: Path, key: str) -> tuple[TarImages, TarImages]:
         raise ValueError(f"{path / VAL}: must hold ILSVRC2012_val_00000001.JPEG to "
                          f"{len(labels):08d}.JPEG, holds {len(members)} files")
     numbers = [classes.index(labels[int(match[1]) - 1]) for match in matches]
-    return train, TarImages(path / VAL, classes, numbers, members)
+    return train, TarImages(path=path / VAL, classes=classes, labels=numbers, members=members)
 
 
 def validation_labels() -> list[str]:

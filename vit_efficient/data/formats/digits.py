@@ -22,5 +22,7 @@ def open_digits() -> tuple[Arrays, Arrays]:
         first = np.arange(round(len(members) / 5))
         val[members[order.shuffled(first, len(members), SPLIT_SEED, label)]] = True
     classes = tuple(map(str, digits.target_names))
-    return (Arrays(pixels[~val], digits.target[~val], classes, "digits train"),
-            Arrays(pixels[val], digits.target[val], classes, "digits val"))
+    train, val = (Arrays(images=pixels[chosen], labels=digits.target[chosen], classes=classes,
+                         name=f"digits {name}")
+                  for name, chosen in (("train", ~val), ("val", val)))
+    return train, val

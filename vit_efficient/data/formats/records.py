@@ -104,5 +104,6 @@ def open_records(path: Path) -> tuple[Records, Records]:
             if not (path / shard_name(split, i, len(counts))).is_file():
                 raise ValueError(f"data.path = '{path}': {shard_name(split, i, len(counts))} is "
                                  "missing; prepare the set anew")
-    return tuple(Records(path, split, index["shards"][split], tuple(index["classes"]))
+    return tuple(Records(folder=path, split=split, counts=index["shards"][split],
+                         classes=tuple(index["classes"]))
                  for split in ("train", "val"))

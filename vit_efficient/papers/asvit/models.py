@@ -112,9 +112,9 @@ class Block(nn.Module):
         if split > 1:
             windows = windows.reshape(B, split, w, split, w, D).swapaxes(2, 3)
             windows = windows.reshape(B, split ** 2, w * w, D)
-        out = Attention(self.num_heads, D // self.num_heads, self.qk_scale, self.qkv_bias,
-                        self.dtype, attn_drop=self.attn_drop, drop=self.drop,
-                        name="attn")(windows, train)
+        out = Attention(num_heads=self.num_heads, head_width=D // self.num_heads,
+                        scale=self.qk_scale, qkv_bias=self.qkv_bias, dtype=self.dtype,
+                        attn_drop=self.attn_drop, drop=self.drop, name="attn")(windows, train)
         if split > 1:
             out = out.reshape(B, split, split, w, w, D).swapaxes(2, 3).reshape(B, N, D)
         x = x + drop_path(self, out, rate, train)
@@ -237,8 +237,10 @@ class AsViT(Slimmable, nn.Module):
         if images.shape[1] != images.shape[2]:
             raise ValueError(f"images of {images.shape[1]} x {images.shape[2]} pixels: "
                              "As-ViT takes square images")
-        x = Stem(arch.width, arch.kernels[0], self.patch_norm, self.dtype, name="patch_embed")(
-            images.astype(self.dtype), stride, dilation or auto_dilation(arch.kernels[0], stride))
+        stem = Stem(width=arch.width, kernel=arch.kernels[0], norm=self.patch_norm,
+                    dtype=self.dtype, name="patch_embed")
+        x = stem(images.astype(self.dtype), stride,
+                 dilation or auto_dilation(arch.kernels[0], stride))
         if self.ape:
             shape = (1, (self.image_size // 4) ** 2, arch.width)
             table = self.param("absolute_pos_embed", init, shape)
@@ -252,8 +254,9 @@ class AsViT(Slimmable, nn.Module):
                          attn_drop=self.attn_drop_rate, dtype=self.dtype)
             merge = (arch.widths[i + 1], arch.kernels[i + 1]) if i < 3 else None
             first = sum(arch.depths[:i])
-            grid, x = Stage(block, tuple(rates[first:first + depth]), merge, self.scan, self.remat,
-                            self.dtype, name=f"layers_{i}")(x, train)
+            grid, x = Stage(block=block, rates=tuple(rates[first:first + depth]), merge=merge,
+                            scan=self.scan, remat=self.remat, dtype=self.dtype,
+                            name=f"layers_{i}")(x, train)
             side = round(grid.shape[1] ** 0.5)
             grids.append(grid.reshape(-1, side, side, grid.shape[-1]))
         # means over tokens and the classifier in float32
@@ -309,9 +312,11 @@ def asvit(num_classes: int = 1000, image_size: int = 224, dtype: str = "float32"
     """
     parsed = topology.parse(arch)
     topology.check_grid(arch, parsed.splits, image_size)
-    made = AsViT(parsed, num_classes, image_size, ape, patch_norm, qkv_bias, qk_scale,
-                 tuple(num_mlps), drop_rate, attn_drop_rate, drop_path, scan, remat,
-                 jnp.dtype(dtype), smallest_ratio, granularity)
+    made = AsViT(arch=parsed, num_classes=num_classes, image_size=image_size, ape=ape,
+                 patch_norm=patch_norm, qkv_bias=qkv_bias, qk_scale=qk_scale,
+                 num_mlps=tuple(num_mlps), drop_rate=drop_rate, attn_drop_rate=attn_drop_rate,
+                 drop_path=drop_path, scan=scan, remat=remat, dtype=jnp.dtype(dtype),
+                 smallest_ratio=smallest_ratio, granularity=granularity)
     if granularity:
         check_widths(made)
     return made

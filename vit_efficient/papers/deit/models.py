@@ -170,8 +170,11 @@ def deit(num_classes: int = 1000, image_size: int = 224, dtype: str = "float32",
     ValueError."""
     check_heads(width, num_heads)
     check_patches(image_size, patch_size)
-    return DeiT(width, depth, num_heads, num_classes, image_size, patch_size, mlp_ratio, distilled,
-                drop_rate, attn_drop_rate, drop_path, scan, remat, jnp.dtype(dtype), qkv_bias)
+    return DeiT(width=width, depth=depth, num_heads=num_heads, num_classes=num_classes,
+                image_size=image_size, patch_size=patch_size, mlp_ratio=mlp_ratio,
+                distilled=distilled, drop_rate=drop_rate, attn_drop_rate=attn_drop_rate,
+                drop_path=drop_path, scan=scan, remat=remat, dtype=jnp.dtype(dtype),
+                qkv_bias=qkv_bias)
 
 
 # Width and heads.

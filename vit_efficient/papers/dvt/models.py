@@ -133,9 +133,11 @@ def dvt_t2t(num_classes: int = 1000, image_size: int = 224, dtype: str = "float3
     first soft split; the grid has a quarter of its windows along an axis, rounded up."""
     grids = [map_sides(Split(*split), image_size)[-1] for split in splits]
     splits = _checked(splits, grids, width, num_heads, image_size)
-    return DVT(width, depth, num_heads, mlp_ratio, True, splits, num_classes, image_size,
-               feature_reuse, relation_reuse, drop_rate, attn_drop_rate, performer_drop, drop_path,
-               scan, remat, jnp.dtype(dtype))
+    return DVT(width=width, depth=depth, num_heads=num_heads, mlp_ratio=mlp_ratio, t2t=True,
+               splits=splits, num_classes=num_classes, image_size=image_size,
+               feature_reuse=feature_reuse, relation_reuse=relation_reuse, drop_rate=drop_rate,
+               attn_drop_rate=attn_drop_rate, performer_drop=performer_drop, drop_path=drop_path,
+               scan=scan, remat=remat, dtype=jnp.dtype(dtype))
 
 
 def dvt_deit(num_classes: int = 1000, image_size: int = 224, dtype: str = "float32", *,
@@ -148,9 +150,11 @@ def dvt_deit(num_classes: int = 1000, image_size: int = 224, dtype: str = "float
     convolution."""
     grids = [Split(*split).side(image_size) for split in splits]
     splits = _checked(splits, grids, width, num_heads, image_size)
-    return DVT(width, depth, num_heads, mlp_ratio, False, splits, num_classes, image_size,
-               feature_reuse, relation_reuse, drop_rate, attn_drop_rate, 0.0, drop_path, scan,
-               remat, jnp.dtype(dtype))
+    return DVT(width=width, depth=depth, num_heads=num_heads, mlp_ratio=mlp_ratio, t2t=False,
+               splits=splits, num_classes=num_classes, image_size=image_size,
+               feature_reuse=feature_reuse, relation_reuse=relation_reuse, drop_rate=drop_rate,
+               attn_drop_rate=attn_drop_rate, performer_drop=0.0, drop_path=drop_path, scan=scan,
+               remat=remat, dtype=jnp.dtype(dtype))
 
 
 def t2t_vit(num_classes: int = 1000, image_size: int = 224, dtype: str = "float32", *,
@@ -161,7 +165,8 @@ def t2t_vit(num_classes: int = 1000, image_size: int = 224, dtype: str = "float3
     """A single T2T-ViT (performer): the last stage of a cascade without reuse."""
     grids = [map_sides(Split(*split), image_size)[-1]]
     split, = _checked((split,), grids, width, num_heads, image_size)
-    return Transformer(width, depth, num_heads, mlp_ratio, True, split, num_classes, image_size,
+    return Transformer(width=width, depth=depth, num_heads=num_heads, mlp_ratio=mlp_ratio, t2t=True,
+                       split=split, num_classes=num_classes, image_size=image_size,
                        drop_rate=drop_rate, attn_drop_rate=attn_drop_rate,
                        performer_drop=performer_drop, drop_path=drop_path, scan=scan, remat=remat,
                        dtype=jnp.dtype(dtype))

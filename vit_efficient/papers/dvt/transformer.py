@@ -58,7 +58,8 @@ class Attention(nn.Module):
                  train: bool) -> tuple[jax.Array, jax.Array]:
         D = x.shape[-1]
         d = D // self.num_heads
-        q, k, v = Fused(3, self.num_heads, d, self.qkv_bias, self.dtype, name="qkv")(x)
+        q, k, v = Fused(parts=3, num_heads=self.num_heads, head_width=d, use_bias=self.qkv_bias,
+                        dtype=self.dtype, name="qkv")(x)
         scores = jnp.einsum("bqhd,bkhd->bhqk", q * d ** -0.5, k)
         if reused is not None:
             scores = scores + reused
@@ -92,8 +93,8 @@ class Block(nn.Module):
         if relation is not None:
             # Upsampled layer by layer: all of them at once are C N^2 numbers an image.
             relation = upsample_relations(relation, shared["matrix"])
-        attention = Attention(self.num_heads, not self.t2t, self.drop, self.attn_drop, self.dtype,
-                              name="attn")
+        attention = Attention(num_heads=self.num_heads, qkv_bias=not self.t2t, drop=self.drop,
+                              attn_drop=self.attn_drop, dtype=self.dtype, name="attn")
         out, scores = attention(norm(name="norm1")(x), relation, train)
         x = z = x + drop_path(self, out, rate, train)
         if "features" in shared:
@@ -182,8 +183,8 @@ class Transformer(Model, nn.Module):
                              f"{self.image_size} and 3 channels")
         images = images.astype(self.dtype)
         if self.t2t:
-            return TokensToToken(self.width, self.split, self.performer_drop, self.dtype,
-                                 name="tokens_to_token")(images, train)
+            return TokensToToken(width=self.width, split=self.split, dropout=self.performer_drop,
+                                 dtype=self.dtype, name="tokens_to_token")(images, train)
         return PatchEmbed(self.width, *self.split, dtype=self.dtype, name="patch_embed")(images)
 
     def _embed(self, patches: jax.Array, train: bool) -> jax.Array:

@@ -126,7 +126,8 @@ def foundation(forward: Callable, phase: Phase, teacher: Callable | Stored | Non
         if signal != "logits":
             own = partial(projectors, model, signal, signal_shape(teacher, signal)[-1])
     widths = () if phase.objective == FULL else model.ratios
-    chain = Chain(forward, teacher, signal, transfer, temperature, widths)
+    chain = Chain(forward=forward, teacher=teacher, signal=signal, transfer=transfer,
+                  temperature=temperature, ratios=widths)
     missing = (f"{missing_teacher(None, 'foundation')}, or teacher.stored to a folder of "
                "--job=features")
     return Objective(
@@ -170,12 +171,13 @@ class Chain(NamedTuple):
         if self.signal == "logits":
             right = hits(said, batch["label"])
             metrics["top1"] = right.sum(), right.size
-        for name, value, _, total in narrower_gradients(
-                self.learn, self.ratios, (for_widths, *for_nets), params, fixed, images,
-                teaching if self.transfer == "teacher" else said, total,
-                progressive=self.transfer == "progressive"):
-            loss += value
-            metrics[f"loss_{name}"] = value, 1.0
+        learnt, total = narrower_gradients(
+            self.learn, self.ratios, (for_widths, *for_nets), params, fixed, images,
+            teaching if self.transfer == "teacher" else said, total,
+            progressive=self.transfer == "progressive")
+        for name, net in learnt.items():
+            loss += net.loss
+            metrics[f"loss_{name}"] = net.loss, 1.0
         return (loss, Aux(metrics, collections)), total
 
 

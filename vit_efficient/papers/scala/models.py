@@ -126,9 +126,12 @@ def scala(num_classes: int = 1000, image_size: int = 224, dtype: str = "float32"
             raise ValueError(f"model.{key} = {value}: a distilled model has only {usual}")
     if not class_token and global_pool == "token":
         raise ValueError("model.class_token = False: needs model.global_pool = avg")
-    made = Scala(width, depth, num_heads, num_classes, image_size, patch_size, mlp_ratio, distilled,
-                 drop_rate, attn_drop_rate, drop_path, scan, remat, jnp.dtype(dtype), qkv_bias,
-                 global_pool, class_token, no_embed_class, smallest_ratio=smallest_ratio,
+    made = Scala(width=width, depth=depth, num_heads=num_heads, num_classes=num_classes,
+                 image_size=image_size, patch_size=patch_size, mlp_ratio=mlp_ratio,
+                 distilled=distilled, drop_rate=drop_rate, attn_drop_rate=attn_drop_rate,
+                 drop_path=drop_path, scan=scan, remat=remat, dtype=jnp.dtype(dtype),
+                 qkv_bias=qkv_bias, global_pool=global_pool, class_token=class_token,
+                 no_embed_class=no_embed_class, smallest_ratio=smallest_ratio,
                  largest_ratio=largest_ratio, granularity=granularity, sides=sides,
                  qkv_slice=qkv_slice)
     slimmable.check_widths(made)

@@ -93,12 +93,13 @@ class Nets(NamedTuple):
         metrics = {"top1": (right.sum(), right.size), "loss_full": (loss, 1.0)}
         if self.labels == "full":
             narrow_target = soft_targets(heads[0].argmax(-1), target.shape[-1], 0.0)
-        for name, value, ce, total in narrower_gradients(
-                partial(self.narrow, head=self.head, target=narrow_target), self.ratios,
-                (for_widths, *for_nets), params, fixed, images, heads[self.head],
-                total, progressive=self.transfer == "progressive"):
-            loss += value
-            metrics |= {f"loss_{name}": (value, 1.0), f"loss_{name}_ce": (ce, 1.0)}
+        learnt, total = narrower_gradients(
+            partial(self.narrow, head=self.head, target=narrow_target), self.ratios,
+            (for_widths, *for_nets), params, fixed, images, heads[self.head], total,
+            progressive=self.transfer == "progressive")
+        for name, net in learnt.items():
+            loss += net.loss
+            metrics |= {f"loss_{name}": (net.loss, 1.0), f"loss_{name}_ce": (net.more, 1.0)}
         return (loss, Aux(metrics, collections)), total
 
 

@@ -1,7 +1,7 @@
 """Which widths a step of Scala's training takes (stable sampling) and an evaluation scores."""
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -57,13 +57,17 @@ def passes(largest: float, ratios: tuple[float, ...]) -> tuple[tuple[dict, float
     return (({"ratio": largest}, 1.0), *(({"ratio": ratios[i]}, often) for i, often in places))
 
 
+class Learnt(NamedTuple):
+    """A net's loss in a step, float32 [], and what its `learn` tells beside."""
+    loss: jax.Array
+    more: Any
+
+
 def narrower_gradients(learn: Callable, ratios: tuple[float, ...], keys: tuple[jax.Array, ...],
                        params: dict, fixed: dict, images: jax.Array, teaching: jax.Array,
-                       total: dict, *, progressive: bool
-                       ) -> Iterator[tuple[str, jax.Array, Any, dict]]:
+                       total: dict, *, progressive: bool) -> tuple[dict[str, Learnt], dict]:
     """The nets of a step beside the full one, each taught by what another one says, which gets no
-    gradient: the names of their losses, the losses, what `learn` adds, and the sum of the gradients
-    so far.
+    gradient: what each learnt by the name of its loss, and the sum of all gradients.
 
     `learn(ratio, params, fixed, images, teaching, key) -> (loss, (said, more))` is a net of width
     `ratio`. The gradient is taken inside each branch of the switch over the widths, and a net
@@ -76,15 +80,16 @@ def narrower_gradients(learn: Callable, ratios: tuple[float, ...], keys: tuple[j
       total: the gradients of the full net.
       progressive: each net teaches the next one.
     """
-    nets = draw(keys[0], len(ratios)) if ratios else {}
+    learnt, nets = {}, draw(keys[0], len(ratios)) if ratios else {}
     for (name, (places, chosen)), key in zip(nets.items(), keys[1:]):
         images = after(total, images)
         branches = [jax.value_and_grad(partial(learn, ratios[i]), has_aux=True) for i in places]
         (loss, (said, more)), grads = jax.lax.switch(chosen, branches, params, fixed, images,
                                                      teaching, key)
         total = jax.tree.map(jnp.add, total, grads)
-        yield name, loss, more, total
+        learnt[name] = Learnt(loss, more)
         teaching = said if progressive else teaching
+    return learnt, total
 
 
 def after(done: Any, x: jax.Array) -> jax.Array:

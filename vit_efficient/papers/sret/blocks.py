@@ -83,8 +83,8 @@ class Block(nn.Module):
                               attn_drop=self.drops.attn_drop, drop=self.drops.drop, name="attn")
         out = sliced(partial(attention, train=train), norm(name="norm1")(x), groups, permutation)
         x = a1 * x + a2 * drop_path(self, out, rate, train)
-        mlp = Mlp(int(x.shape[-1] * self.mlp_ratio), self.dtype, torch_default, self.drops.drop,
-                  name="mlp")
+        mlp = Mlp(hidden=int(x.shape[-1] * self.mlp_ratio), dtype=self.dtype,
+                  initializers=torch_default, drop=self.drops.drop, name="mlp")
         return a3 * x + a4 * drop_path(self, mlp(norm(name="norm2")(x), train), rate, train)
 
 
@@ -99,8 +99,8 @@ class Nonlinear(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         b1, b2 = (Scalar(name=f"coefficient{k}")().astype(self.dtype) for k in (1, 2))
         normed = LayerNorm(EPSILON, dtype=self.dtype, name="norm1")(x)
-        mlp = Mlp(int(x.shape[-1] * self.mlp_ratio), self.dtype, torch_default, self.drops.drop,
-                  name="mlp")
+        mlp = Mlp(hidden=int(x.shape[-1] * self.mlp_ratio), dtype=self.dtype,
+                  initializers=torch_default, drop=self.drops.drop, name="mlp")
         return b1 * x + b2 * mlp(normed, train)
 
 

@@ -123,9 +123,10 @@ class SReT(Slimmable, nn.Module):
         for s, groups in enumerate(self.groups):
             if s:
                 x = Pool(self.widths[s], self.dtype, name=f"pools_{s - 1}")(x)
-            stage = Stage(self.heads[s], self.mlp_ratio, self.np_mlp_ratio, groups, rates[s],
-                          Drops(self.drop_rate, self.attn_drop_rate), self.scan, self.remat,
-                          self.dtype, name=f"transformers_{s}")
+            stage = Stage(num_heads=self.heads[s], mlp_ratio=self.mlp_ratio,
+                          np_mlp_ratio=self.np_mlp_ratio, groups=groups, rates=rates[s],
+                          drops=Drops(self.drop_rate, self.attn_drop_rate), scan=self.scan,
+                          remat=self.remat, dtype=self.dtype, name=f"transformers_{s}")
             x = stage(tokens(x), orders[s], train).reshape(x.shape)
             grids.append(x)
         # mean over tokens and the classifier in float32; the mean comes before the norm
@@ -231,9 +232,12 @@ def sret(num_classes: int = 1000, image_size: int = 224, dtype: str = "float32",
         if int(min(widths) * ratio) < 1:
             raise ValueError(f"model.{key} = {ratio}: a stage of {min(widths)} channels needs at "
                              f"least {1 / min(widths):g}")
-    made = SReT(tuple(base_dims), tuple(heads), tuple(depth), tuple(recursive_num), groups,
-                mlp_ratio, np_mlp_ratio, num_classes, image_size, drop_rate, attn_drop_rate,
-                drop_path, scan, remat, jnp.dtype(dtype), smallest_ratio, granularity)
+    made = SReT(base_dims=tuple(base_dims), heads=tuple(heads), depth=tuple(depth),
+                recursive_num=tuple(recursive_num), groups=groups, mlp_ratio=mlp_ratio,
+                np_mlp_ratio=np_mlp_ratio, num_classes=num_classes, image_size=image_size,
+                drop_rate=drop_rate, attn_drop_rate=attn_drop_rate, drop_path=drop_path, scan=scan,
+                remat=remat, dtype=jnp.dtype(dtype), smallest_ratio=smallest_ratio,
+                granularity=granularity)
     if granularity:
         check_widths(made)
     return made

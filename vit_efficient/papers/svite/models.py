@@ -66,7 +66,8 @@ class Attention(nn.Module):
         if self.token_number:
             made = Selector(self.token_number, name="gumbel")(x, noise, tau)
             x = x * made.weights[..., None].astype(x.dtype)
-        q, k, v = Fused(3, H, d, self.qkv_bias, self.dtype, name="qkv")(x)
+        q, k, v = Fused(parts=3, num_heads=H, head_width=d, use_bias=self.qkv_bias,
+                        dtype=self.dtype, name="qkv")(x)
         out = attend_dropping(q * d ** -0.5, k, v, self.attn_drop, train).reshape(B, N, H * d)
         out = Projection(D, self.dtype, name="proj")(out)
         return nn.Dropout(self.drop, deterministic=not train)(out)
@@ -86,8 +87,10 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, stream: Stream, rate: float | jax.Array, train: bool) -> Stream:
         norm = partial(LayerNorm, EPSILON, dtype=self.dtype)
-        attention = Attention(self.num_heads, self.head_width, self.qkv_bias, self.token_number,
-                              self.drop, self.attn_drop, self.dtype, name="attn")
+        attention = Attention(num_heads=self.num_heads, head_width=self.head_width,
+                              qkv_bias=self.qkv_bias, token_number=self.token_number,
+                              drop=self.drop, attn_drop=self.attn_drop, dtype=self.dtype,
+                              name="attn")
         x, noise, tau = stream
         own = None if noise is None else noise[0]
         x = x + drop_path(self, attention(norm(name="norm1")(x), own, tau, train), rate, train)
@@ -246,9 +249,12 @@ def svite(num_classes: int = 1000, image_size: int = 224, dtype: str = "float32"
     if token_mode == "gather" and (token_selection != "input" or token_number is None):
         raise ValueError("model.token_mode = gather: needs model.token_selection = input and a "
                          "model.token_number")
-    return SViTE(width, depth, num_heads, d, mlp_hidden or 4 * width, num_classes, image_size,
-                 patch_size, qkv_bias, token_selection, token_number, token_mode, drop_rate,
-                 attn_drop_rate, drop_path, scan, remat, jnp.dtype(dtype))
+    return SViTE(width=width, depth=depth, num_heads=num_heads, head_width=d,
+                 mlp_hidden=mlp_hidden or 4 * width, num_classes=num_classes, image_size=image_size,
+                 patch_size=patch_size, qkv_bias=qkv_bias, token_selection=token_selection,
+                 token_number=token_number, token_mode=token_mode, drop_rate=drop_rate,
+                 attn_drop_rate=attn_drop_rate, drop_path=drop_path, scan=scan, remat=remat,
+                 dtype=jnp.dtype(dtype))
 
 
 # Heads of 64 channels by percent of a DeiT that is left, and the MLP's ratio: the authors' code.
