@@ -9,7 +9,6 @@ import pytest
 import vit_efficient
 from vit_efficient.engine import state as states
 from vit_efficient.engine.assemble import assemble
-from vit_efficient.engine.validation import make_program
 from vit_efficient.seams.phases import Phase
 
 EXITS = {"", "exit1", "exit2", "exit3"}
@@ -54,7 +53,7 @@ def test_every_recipe_is_assembled_and_scores_what_its_paper_scores(recipe, fold
         assert run.objective(Phase()).predictions is None
         return
     weights = states.weights(states.weight_fields(run.abstract_state), "raw")
-    found = jax.eval_shape(make_program(run, Phase()), weights,
+    found = jax.eval_shape(run.scoring(Phase()), weights,
                            jax.ShapeDtypeStruct((), jnp.int32), run.abstract_batch(8))
     assert found.keys() == scored
 

@@ -8,7 +8,8 @@ import pytest
 from tests.runs import small_config
 from vit_efficient.engine import state as states
 from vit_efficient.engine.assemble import assemble
-from vit_efficient.engine.validation import Validation, make_program, scores, table
+from vit_efficient.engine.scores import scores
+from vit_efficient.engine.validation import Validation, table
 from vit_efficient.seams.phases import Phase
 
 
@@ -63,7 +64,7 @@ def test_a_coarse_phase_is_scored_at_its_own_setting_too(fields):
     validation = Validation(run, "val")
     assert list(validation.settings(coarse)) == ["", "_stride16"]
     assert list(validation.settings(run.phases.phase_at(43))) == [""]
-    fine, own = (make_program(run, phase) for phase in validation.settings(coarse).values())
+    fine, own = (run.scoring(phase) for phase in validation.settings(coarse).values())
     batch = {"image": np.zeros((8, 32, 32, 3), np.uint8), "label": np.zeros(8, np.int32),
              "weight": np.ones(8, np.float32)}
     losses = [float(program(states.weights(fields, "raw"), jnp.int32(0), batch)[""]["loss"][0])

@@ -13,7 +13,7 @@ import numpy as np
 from tests.golden.fill import fill, image
 from tests.golden.reader import Fixture, Tracked
 from vit_efficient.engine import optim
-from vit_efficient.engine.validation import scores
+from vit_efficient.engine.scores import scores
 from vit_efficient.layers.position import resize_bicubic
 from vit_efficient.papers.scala import objective
 from vit_efficient.papers.scala.models import Scala

@@ -23,6 +23,7 @@ from vit_efficient.data.stored import Stored
 from vit_efficient.engine import manifest, optim, sharding
 from vit_efficient.engine import state as states
 from vit_efficient.engine import step as steps
+from vit_efficient.engine.scores import make_scoring
 from vit_efficient.seams.objective import OWN, Forward, Objective
 from vit_efficient.seams.phases import Length, Phase, Phases
 from vit_efficient.seams.sparsity import Sparsity
@@ -166,6 +167,12 @@ class Run:
         places = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
         return jax.jit(made, donate_argnames="state",
                        out_shardings=(places, sharding.replicated(self.mesh)))
+
+    def scoring(self, phase: Phase) -> Callable:
+        """An evaluation's program at the setting of `phase`, jitted: see `scores.make_scoring`."""
+        forward = Forward(self.model, phase, self.phases.scalars)
+        return jax.jit(make_scoring(self.objective(phase).predictions, forward,
+                                    self.augment.normalize))
 
     def traced_step(self, phase: Phase, size: int | None = None) -> jax.stages.Traced:
         """The training step of `phase` for batches of `size` images (by default the config's),

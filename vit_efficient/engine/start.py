@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 
 from vit_efficient.engine import pretrained
 from vit_efficient.engine import state as states
-from vit_efficient.engine.assemble import assemble
 from vit_efficient.engine.checkpoint import Checkpoints, read_weights
 from vit_efficient.engine.run import Run
 from vit_efficient.seams.objective import of_model
@@ -40,7 +39,7 @@ def first_state(run: Run, checkpoints: Checkpoints,
 def given(run: Run, workdir: Path) -> dict | None:
     """The variables that `init_from` gives a run without a checkpoint of its own, else None;
     nothing is written."""
-    if not run.config.init_from or steps(workdir):
+    if not is_given(run.config, workdir):
         return None
     return pretrained.given_weights(run.model, run.config.init_from, run.config.seed,
                                     run.config.model, **run.config.init)
@@ -62,14 +61,19 @@ def weights(run: Run, workdir: Path, name: str) -> tuple[int, dict]:
                               {part: fields[part] for part in places}, places), "ema": {}}
 
 
-def chosen(config: ConfigDict, workdir: Path, weights: str | None,
+def chosen(run: Run | None, workdir: Path, weights: str | None,
            kind: str | None) -> tuple[nn.Module, dict, dict[str, Any]]:
-    """(model, its variables, what to say of them) of what an export of `workdir` writes."""
-    if config.init_from and not steps(workdir):
-        run = assemble(config)
-        about = pretrained.describe(run.model, config) | {"step": 0, "kind": "raw"}
-        return run.model, given(run, workdir), about
-    return pretrained.stored(workdir, weights, kind)
+    """(model, its variables, what to say of them) of what an export writes: a checkpoint of
+    `workdir`, or with a `run`, where its weights are given (`is_given`), those."""
+    if run is None:
+        return pretrained.stored(workdir, weights, kind)
+    about = pretrained.describe(run.model, run.config) | {"step": 0, "kind": "raw"}
+    return run.model, given(run, workdir), about
+
+
+def is_given(config: ConfigDict, workdir: Path) -> bool:
+    """True where a run starts from `init_from`: it names weights, and there is no checkpoint."""
+    return bool(config.init_from) and not steps(workdir)
 
 
 def steps(workdir: Path) -> list[int]:

@@ -7,43 +7,13 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from vit_efficient.data.loader import evaluation_batches
 from vit_efficient.engine import sharding
 from vit_efficient.engine import state as states
 from vit_efficient.engine.run import Run
-from vit_efficient.seams import objective as objectives
 from vit_efficient.seams.phases import Phase
 from vit_efficient.settings.values import Count, Positive
-
-
-def scores(logits: jax.Array, batch: dict) -> dict[str, tuple[jax.Array, jax.Array]]:
-    """Sums over the images of weight 1 and their count: loss (float32, nats), top1, top5; logits
-    [B, K]."""
-    weight = batch["weight"]
-    target = objectives.soft_targets(batch["label"], logits.shape[-1], 0.0)
-    each = {"loss": optax.softmax_cross_entropy(logits.astype(jnp.float32), target),
-            "top1": objectives.hits(logits, batch["label"]),
-            "top5": objectives.hits(logits, batch["label"], 5)}
-    # A padded image may have any loss, an infinite one too: left out, not multiplied by zero.
-    return {name: (jnp.where(weight > 0, value, 0).sum(), weight.sum())
-            for name, value in each.items()}
-
-
-def make_program(run: Run, phase: Phase) -> Callable:
-    """`(weights, step, batch) -> {prediction: {metric: (sum, count)}}`, jitted; `weights` as of
-    `state.weights`."""
-    predictions = run.objective(phase).predictions
-    forward = objectives.Forward(run.model, phase, run.phases.scalars)
-
-    @jax.jit
-    def program(weights: dict, step: jax.Array, batch: dict) -> dict:
-        batch = run.augment.normalize(batch)
-        fixed = {"collections": weights["collections"], "step": step}
-        outputs = predictions(forward, weights["params"], fixed, batch["image"])
-        return {name: scores(logits, batch) for name, logits in outputs.items()}
-    return program
 
 
 class Validation:
@@ -107,7 +77,7 @@ class Validation:
 
     def _program(self, phase: Phase) -> Callable:
         if phase not in self._programs:
-            self._programs[phase] = make_program(self.run, phase)
+            self._programs[phase] = self.run.scoring(phase)
         return self._programs[phase]
 
 

@@ -11,6 +11,7 @@ import jax
 from ml_collections import ConfigDict
 
 from vit_efficient.engine import start as starts
+from vit_efficient.engine.assemble import assemble
 from vit_efficient.weights import files, interop
 
 
@@ -28,7 +29,9 @@ def export(config: ConfigDict, workdir: Path, *, out: str, weights: str | None =
     """
     path = Path(out).expanduser()
     files.check_new(path)
-    model, variables, about = starts.chosen(config, Path(workdir), weights, kind)
+    workdir = Path(workdir)
+    run = assemble(config) if starts.is_given(config, workdir) else None
+    model, variables, about = starts.chosen(run, workdir, weights, kind)
     state_dict = interop.to_torch(model, variables)
     if jax.process_index() == 0:
         files.write(path, state_dict, container=model.container, about=about,

@@ -21,7 +21,6 @@ from vit_efficient.data.host.crops import crop_box
 from vit_efficient.engine import machine, sharding
 from vit_efficient.engine import state as states
 from vit_efficient.engine.run import Run
-from vit_efficient.engine.validation import make_program
 from vit_efficient.measure.chips import PEAKS
 from vit_efficient.measure.timm import Timm, compare
 from vit_efficient.seams.phases import Phase
@@ -142,7 +141,7 @@ def compare_with_timm(run: Run, programs: dict, rounds: int, steps: int) -> dict
     """`timm.compare` of the last phase's training step, and of its evaluation pass."""
     phase, frozen = list(programs)[-1], run.frozen()
     batch, state = noise(run, phase), run.fresh_state()
-    program = make_program(run, phase)
+    program = run.scoring(phase)
 
     def train(count: int) -> None:
         nonlocal state

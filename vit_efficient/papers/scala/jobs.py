@@ -122,7 +122,8 @@ def export(config: ConfigDict, workdir: Path, *, out: str, ratio: Fraction | Non
         _check_one_width(config, "ratio", ratio)
     path = Path(out).expanduser()
     files.check_new(path)
-    model, variables, about = starts.chosen(config, Path(workdir), weights, kind)
+    run = assemble(config) if starts.is_given(config, Path(workdir)) else None
+    model, variables, about = starts.chosen(run, Path(workdir), weights, kind)
     free, trained = model.clone(granularity=None), _trained(config, model)
     ratio = free.width_ratio(ratio)
     if ratio not in trained and not force:
