@@ -1,4 +1,10 @@
-"""What a run does about records that hold no whole image: a budget, and what stands in for them."""
+"""What a run does about records that hold no whole image: a budget, and what stands in for them.
+
+A source raises `BadImage`; `data/batches.py` takes one of the `substitutes` in training and leaves
+the example out in an evaluation; `data/loader.py` hands what a batch met to a `BadRecords`, which
+ends the run where it is more than `data.max_bad_records`. Processes count alone while they run and
+together at each `settle`, so that no step waits for another host.
+"""
 from collections.abc import Iterator, Mapping
 import logging
 

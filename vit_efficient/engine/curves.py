@@ -1,4 +1,9 @@
-"""The picture that a run leaves: `curves.png`, drawn from `metrics.jsonl` at its end."""
+"""The picture that a run leaves: `curves.png`, drawn from `metrics.jsonl`.
+
+`jobs/train` draws it when a run ends, a notebook at any time; it needs nothing but the file:
+
+    draw_curves(Path("runs/asvit-digits"))
+"""
 from pathlib import Path
 
 from vit_efficient.engine.metrics import read

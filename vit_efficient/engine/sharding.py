@@ -1,6 +1,11 @@
 """Where arrays live: one named mesh, one rule by shape.
 
-`data` splits the batch; `fsdp` splits the batch and the state.
+`data` splits the batch; `fsdp` splits the batch and the state. Everything that is compiled gets its
+places from here, and XLA's partitioner writes the collectives:
+
+    mesh = make_mesh(data=4, fsdp=2)                  # 8 devices
+    places = state_sharding(mesh, jax.eval_shape(create_state))
+    jax.jit(create_state, out_shardings=places)()     # born sharded, never whole on one device
 """
 from collections.abc import Sequence
 

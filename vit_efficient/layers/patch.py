@@ -1,4 +1,8 @@
-"""Convolutions that cut an image into tokens, initialised as torch's `nn.Conv2d`."""
+"""Convolutions that cut an image into tokens, initialised as torch's `nn.Conv2d`.
+
+`PatchEmbed` is the stem of DeiT, DVT and SViTE; As-ViT and SReT build theirs of `conv`. A grid
+[B, h, w, D] becomes `tokens` [B, h * w, D] row by row, as in every official model.
+"""
 from flax import linen as nn
 import jax
 import jax.numpy as jnp

@@ -1,5 +1,15 @@
 """A model's step beside timm's (PyTorch) on the same machine: in turns, timm in a process of its
-own, so that neither library's threads, memory or CUDA meets the other's."""
+own, so that neither library's threads, memory or CUDA meets the other's.
+
+`measure/speed.py` makes a `Timm` for `--against=timm` and calls `compare`; the process runs
+`_serve` and answers one question at a time, so that one of the two always waits. Read `compare`
+first, then `Timm`, then what its process does. timm imports torchvision, which has no build for
+CPUs beside torch's: `_Absent` stands in for it, since no model needs it.
+
+    timm = Timm(config, num_classes=1000, image_size=224)
+    compare(timm, {"train": train, "forward": forward}, rounds=3, steps=2)
+    timm.close()
+"""
 from collections.abc import Callable
 from functools import partial
 import importlib.abc

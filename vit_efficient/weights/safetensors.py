@@ -1,7 +1,12 @@
 """The `.safetensors` format: eight bytes with the header's length, a header in JSON, the arrays.
 
-Reading trusts nothing: sizes are those of the file, the arrays fill it without gap or overlap, and
-no array is made before it is asked for.
+`weights/files.py` calls `read` and `write`; `.safetensors` is what other libraries exchange, and
+unlike a `.pth` it holds arrays and texts alone. Reading trusts nothing: sizes are those of the
+file, the arrays fill it without gap or overlap, and no array is made before it is asked for.
+
+    write(path, {"head.weight": np.zeros((10, 192), np.float32)}, {"format": "pt"})
+    entries, metadata = read(path)
+    np.asarray(entries["head.weight"])                # read from the file now
 """
 from collections.abc import Mapping
 import json

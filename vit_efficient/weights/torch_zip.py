@@ -1,9 +1,14 @@
 """The `.pth` format of `torch.save` (torch 1.6 and later): a zip archive without compression that
 holds a pickle, which names the arrays, and the bytes of every storage.
 
-Neither reading nor writing needs torch. Reading takes `torch.load(weights_only=True)` further: the
-pickle is read as a description (`pickles.py`), and every claim is held against the archive before
-an array is made. A damaged storage is noticed by the archive's checksum.
+`weights/files.py` calls `read` and `write`, neither of which needs torch. Reading takes
+`torch.load(weights_only=True)` further: the pickle is read as a description (`pickles.py`), and
+every claim is held against the archive before an array is made. A damaged storage is noticed by the
+archive's checksum. Read `read` first, then `_Storages`, which answers the description's references,
+then what builds tensors; `write` stands below and needs none of it.
+
+    write(path, {"model": {"head.weight": np.zeros((10, 192), np.float32)}})
+    read(path)["model"]["head.weight"]                # an Entry: shape and dtype, not read yet
 """
 from collections.abc import Mapping
 import io

@@ -1,4 +1,13 @@
-"""The official tars of ImageNet-1k (ILSVRC 2012), indexed in place: nothing is unpacked."""
+"""The official tars of ImageNet-1k (ILSVRC 2012), indexed in place: nothing is unpacked.
+
+Only `jobs/prepare` reads them, once, to make a set of large files: a folder with
+`ILSVRC2012_img_train.tar` (a tar of a thousand tars, one a class) and `ILSVRC2012_img_val.tar`,
+whose 50,000 labels stand in TensorFlow Datasets. An index holds where each image lies in its tar;
+the bytes are read when they are asked for.
+
+    train, val = open_archives(Path("/data/imagenet"), "--images")
+    train.encoded(0)                                  # bytes, name and label of the first image
+"""
 import importlib.util
 from pathlib import Path
 import re

@@ -1,5 +1,14 @@
 """Clips as folders of frames, `path/train|val/<class>/<clip>/<frame>`: an example is one clip, of
-which some frames are seen, evenly spaced."""
+which some frames are seen, evenly spaced.
+
+`data/sources.open_data` calls `open_clips` for `data.source = clips`; `data/frames.py` chooses the
+frames, so that only those are read and decoded. A video becomes such a folder by
+`ffmpeg -i CLIP.avi PATH/train/CLASS/CLIP/%d.jpg`.
+
+    train, val = open_clips(Path("/data/ucf101"), "data.path", frames=8)
+    clip, label = train[0]
+    clip[3]                                           # the fourth frame, decoded now
+"""
 import os
 from pathlib import Path
 import re

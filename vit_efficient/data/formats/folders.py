@@ -1,4 +1,12 @@
-"""Image folders: `path/train/<class>/<image>` and `path/val` or `path/test` beside it."""
+"""Image folders: `path/train/<class>/<image>` and `path/val` or `path/test` beside it.
+
+`data/sources.open_data` calls `open_folders` for `data.source = imagefolder`, `jobs/prepare` for
+the folder that it packs. Classes and files are ordered by name, as torchvision's ImageFolder orders
+them, so that example i is the same in both and a stored teacher's rows fit.
+
+    train, val = open_folders(Path("/data/flowers"), "data.path")
+    image, label = train[0]
+"""
 from collections.abc import Callable
 import os
 from pathlib import Path

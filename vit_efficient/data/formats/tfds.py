@@ -1,4 +1,13 @@
-"""Data sets of TensorFlow Datasets, prepared as ArrayRecord and read without TensorFlow."""
+"""Data sets of TensorFlow Datasets, prepared as ArrayRecord and read without TensorFlow.
+
+`data/sources.open_data` calls `open_tfds` for `data.source = tfds`. The set must have been prepared
+once, with TensorFlow, as ArrayRecord, the one of its formats with random access; what is missing is
+said with the command that prepares it. From then on the files alone are read: a batch asks for
+images by number, and decodes them itself.
+
+    train, val = open_tfds("imagenet2012", "")        # where TensorFlow Datasets keeps its data
+    image, label = train[0]
+"""
 from collections.abc import Iterable
 from pathlib import Path
 

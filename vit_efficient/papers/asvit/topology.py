@@ -1,6 +1,11 @@
 """As-ViT's architecture strings, `K1,S1,E1[,L1]|K2,S2,E2[,L2]|K3,..|K4,..|H[,C]`.
 
-As in the authors' PyTorch code (As-ViT, ICLR 2022, arXiv 2202.11921).
+As in the authors' PyTorch code (As-ViT, ICLR 2022, arXiv 2202.11921): for each of the four stages
+the kernel of its way in, the windows a side, the MLP's ratio and the number of blocks; then the
+heads of the first stage and its channels. The zoo's `asvit` parses its option `arch` by `parse`;
+search and growth, whose strings leave out depths and channels, write them.
+
+    parse("8,2,3,3|4,1,2,1|4,1,4,4|4,1,6,2|32,88").widths     # (88, 176, 352, 704)
 """
 from typing import NamedTuple
 

@@ -1,4 +1,8 @@
-"""Scala's warm-up: the full net alone, then all four (the authors' `full_warm_epoch`)."""
+"""Scala's warm-up: the full net alone, then all four (the authors' `full_warm_epoch`).
+
+The objective reads the phase's word (FULL) and then has no narrower nets to draw; the two phases
+are two compiled programs, of which the first is a third of the second.
+"""
 from vit_efficient.seams.phases import Length, Phase, Phases, plain_position
 from vit_efficient.settings.values import NonNegative
 

@@ -1,5 +1,11 @@
 """Scala's speed beside what it is made of: each width's evaluation pass beside the widest one's,
-and the nets of a training step beside plain DeiTs of their widths."""
+and the nets of a training step beside plain DeiTs of their widths.
+
+Scala's benchmark and evaluation jobs call it. Both measurements take turns in one process, so that
+their ratios stand whatever else the machine does; both are on noise, since no time depends on what
+the images show. What is compared is named in each docstring: a ratio above 1 is time lost to
+sharing one set of weights.
+"""
 from collections.abc import Callable
 from functools import partial
 
