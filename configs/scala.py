@@ -25,8 +25,8 @@ command probes a separately trained net.
 `foundation` takes every cross-entropy out and learns from a foundation model's features alone. The
 authors' Scala-B taught by DINOv2-B, 300 epochs: linear probes' average over 12 data sets 84.2, 80.6
 and 76.8 at widths 1, 0.5 and 0.25. They published neither its code nor its losses: ours is a
-generalisation after both papers (vit_efficient/scala/foundation.py), of no claimed parity, and was
-not run at that size.
+generalisation after both papers (vit_efficient/papers/scala/foundation.py), of no claimed parity,
+and was not run at that size.
 
     python -m vit_efficient.main --config=configs/scala.py:base,foundation,imagefolder=PATH,\\
         features=DIR

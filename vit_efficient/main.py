@@ -43,6 +43,7 @@ Trains, evaluates and measures efficient vision transformers.
   --coordinator=HOST:PORT --processes=N --process=I
                                   one of N processes of a run on many hosts, I from 0"""
 
+# The flags of every command; a job adds its own, a config those of its keys.
 FLAGS = {"config": str, "workdir": str, "job": str,
          "coordinator": str, "processes": Count, "process": Whole}
 
@@ -65,6 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     file = ""
     try:
+        # Nothing before `command.job` touches a device, so that a wrong word costs a second.
         if "--help" in argv:
             print(usage(split([word for word in argv if word != "--help"], FLAGS)))
             return 0

@@ -1,4 +1,9 @@
-"""Config group `augment`: what happens to an image on the host and on the device."""
+"""Config group `augment`: what happens to an image on the host and on the device.
+
+`make_augment` turns the group's keys into an `Augment` of four functions: the loader calls `train`
+and `evaluate` for an image on the host, the compiled steps `on_device` and `normalize` for a batch.
+The transforms themselves stand in `data/host/` and `data/device/`.
+"""
 from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Literal, NamedTuple

@@ -1,7 +1,9 @@
 """The batches of a run, and of an evaluation, as sequences on the host: batch i is computed from i.
 
-A process computes only its share of a batch, the rows that its devices hold. Beside the arrays a
-batch has `bad`, the bad records that it met: why by example.
+So a resumed run needs no iterator's state, and it does not matter which thread or worker process
+prepares a batch. `data/loader.py` runs ahead through such a sequence and puts batches on the
+devices. A process computes only its share of a batch, the rows that its devices hold. Beside the
+arrays a batch has `bad`, the bad records that it met: why by example.
 """
 from collections.abc import Callable
 from functools import partial

@@ -1,4 +1,10 @@
-"""Many processes as one run: how they find each other, stop together, and end if one is gone."""
+"""Many processes as one run: how they find each other, stop together, and end if one is gone.
+
+`main` calls `start` and runs the job inside `fail_fast`; the training loop asks `stop_signal` at
+every step and pats a `Watchdog`; checkpoints ask the first process by `from_first`. Each piece
+answers one fault: a process that fails must not leave the others waiting in a collective, SIGTERM
+must stop all at the same step, and a step that never ends must show where it stands.
+"""
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 import faulthandler

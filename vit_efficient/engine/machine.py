@@ -1,4 +1,8 @@
-"""What a machine has, and what JAX makes of it."""
+"""What a machine has, and what JAX makes of it.
+
+Every job begins with `refuse_accidental_cpu`, so that a missing CUDA plugin does not turn an hour
+into a week unnoticed, and with `compile_cache`, so that its next start loads what it compiles.
+"""
 from importlib import metadata
 import os
 from pathlib import Path

@@ -1,4 +1,9 @@
-"""AdamW with the papers' decay groups, and the learning rates that the papers used."""
+"""AdamW with the papers' decay groups, and the learning rates that the papers used.
+
+`engine/assemble.py` calls `make_optimizer` with the config group `optim`; `engine/step.py` calls
+`apply`. Read `make_optimizer` first; the two families of learning rates, ours (`cosine`) and the
+authors' trainers' (`official`), stand above it.
+"""
 from collections.abc import Callable
 import fnmatch
 from typing import Literal, NamedTuple

@@ -1,4 +1,8 @@
-"""The train state: all that decides the future of a run; the only file that names its fields."""
+"""The train state: all that decides the future of a run; the only file that names its fields.
+
+`create` makes it, `engine/step.py` replaces it, `engine/checkpoint.py` stores it whole; evaluation
+and export read it by `weight_fields` and `weights`, so that they need no optimiser.
+"""
 from flax import struct
 import jax
 import jax.numpy as jnp

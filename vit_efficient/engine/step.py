@@ -1,6 +1,8 @@
 """One training step: pure, in the papers' order, its randomness a function of the step number.
 
 Device transforms, objective, optimiser, masks, EMA, topology (in its phases only), keep or skip.
+`Run.step` jits what `make_step` returns, once for each phase; the loop in `jobs/train.py` calls it.
+No other file knows the order.
 """
 from collections.abc import Callable
 

@@ -1,4 +1,12 @@
-"""What a run would take on a TPU pod that is not there: its real steps compiled ahead of time."""
+"""The job `plan`: what a run would take on a TPU pod that is not there.
+
+    python -m vit_efficient.main --config=asvit:base --job=plan --topology=v5e:4x4 [--price=1.2]
+
+Its real steps are compiled ahead of time by libtpu, which needs no TPU; the compiler's own
+estimates, read by `measure/hlo.py`, and the makers' numbers of `measure/chips.py` become hours,
+memory and the largest batch. `plan` is the job; below it stand the batch search, what is computed
+of a pod and of a phase, and the table and picture.
+"""
 from collections import Counter
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -256,10 +264,12 @@ def table(result: dict) -> str:
 
 
 def _gib(pod: dict) -> str:
+    """The chip's memory in GiB."""
     return f"{pod['chip']['memory'] / 2 ** 30:.0f}"
 
 
 def _line(row: dict) -> str:
+    """A phase's row of the table."""
     start = f"{row['phase']:26}{row['steps']:8}{row['macs'] / 1e9:10.0f}"
     if not row["fits"]:
         return f"{start}   does not fit"

@@ -126,11 +126,13 @@ def _begin(folder: Path, splits: dict[str, EncodedSource], begun: dict, allowed:
 
 
 def _too_many(count: int, source: EncodedSource, allowed: int) -> str:
+    """What to say where more files hold no whole image than are allowed."""
     return (f"{source}: {count} files hold no whole image, data.max_bad_records = {allowed}; "
             "repair or remove them, or allow as many to be left out")
 
 
 def _bad_headers(source: EncodedSource) -> list[str]:
+    """What is wrong with each file whose header is that of no image; reads them in parallel."""
     def check(i: int) -> str | None:
         example = source.encoded(i)
         try:
@@ -186,6 +188,7 @@ def _write_shard(source: EncodedSource, places: range, path: Path, short_side: i
 
 
 def _records(source: EncodedSource, places: range, short_side: int | None) -> Iterator[bytes]:
+    """The packed examples of a shard; one that holds no whole image is logged and left out."""
     for i in places:
         data, name, label = source.encoded(i)
         try:
@@ -197,6 +200,7 @@ def _records(source: EncodedSource, places: range, short_side: int | None) -> It
 
 
 def _count(path: Path) -> int:
+    """The number of records in a shard."""
     reader = ArrayRecordReader(str(path))
     try:
         return reader.num_records()

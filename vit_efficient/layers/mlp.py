@@ -1,4 +1,8 @@
-"""The two-layer perceptron of a transformer block."""
+"""The two-layer perceptron of a transformer block, and its GELU.
+
+In bfloat16 the GELU is a polynomial 2e-5 off, which a TPU computes in fewer cycles; in float32 it
+is exact, as in the authors' code.
+"""
 from collections.abc import Callable
 
 from flax import linen as nn

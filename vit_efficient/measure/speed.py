@@ -2,7 +2,12 @@
 both together, and the host's share; on demand the same step in timm.
 
 `jobs/benchmark` and the papers' own benchmarks call `measure`, print `table` and store the result
-by `report`; above them stand the measurements, each a function of a run.
+by `report`; above them stand the measurements, each a function of a run. Absolute times are those
+of the machine that printed them; what may be claimed are the ratios, since the parts take turns and
+whatever else the machine does slows all of them.
+
+    result = measure(assemble(config), rounds=5, steps=10, input_batches=20, against=None)
+    print(table(result))
 """
 import io
 import itertools
@@ -233,6 +238,7 @@ def table(result: dict) -> str:
 
 
 def _timm_lines(against: dict) -> list[str]:
+    """What a comparison with timm adds to the table: our time over timm's, below 1 where we are faster."""
     lines = [f"{name:24}{row['ratio']:.2f} of its {against['clock']} time ({row['least']:.2f} to "
              f"{row['largest']:.2f}): {row['seconds']:.3f} s, {row['timm_seconds']:.3f} s"
              for name, row in against.items() if "/ timm" in name]

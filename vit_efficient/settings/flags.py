@@ -1,7 +1,11 @@
 """The flags of a command line, read strictly.
 
 absl with ml_collections takes in silence what is refused here: forgotten dashes (`config.lr=5`,
-`-job=train`), stray words, everything after `--`, the last of two equal flags.
+`-job=train`), stray words, everything after `--`, the last of two equal flags. `main` calls
+`split`, then `typed` for each flag that it or the job knows, and `refuse_unknown` for the rest.
+
+    split(["--config=asvit:digits", "--workdir", "runs/a"], ["config", "workdir"])
+    # {"config": "asvit:digits", "workdir": "runs/a"}
 """
 from collections.abc import Iterable, Mapping
 from inspect import Parameter

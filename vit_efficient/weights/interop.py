@@ -1,7 +1,15 @@
 """The authors' state_dicts <-> our variables, by the one rule of `names.py`.
 
-What a model declares for it stands in `seams/model.py`: `order`, `official_names`, `optional` and
-`resize`.
+`from_torch` and `to_torch` are public names of the package; `engine/pretrained.py` and the export
+job call them with what `files.py` reads and writes. What a model declares for it stands in
+`seams/model.py`: `order`, `official_names`, `optional` and `resize`.
+
+    variables = from_torch(model, state_dict, adapt=("classes",))
+    to_torch(model, variables)                        # numpy arrays in the official order
+
+Nothing is read before all names, shapes and dtypes are right, and an error lists every difference.
+`layout` says what a file must hold; `from_torch` takes out of it what may differ (`adapt`), reads
+the rest, and makes anew what is missing.
 """
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping

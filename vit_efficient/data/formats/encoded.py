@@ -1,4 +1,9 @@
-"""Sources whose examples are encoded images: what they give, and the one place that decodes it."""
+"""Sources whose examples are encoded images: what they give, and the one place that decodes it.
+
+Image folders, tars, prepared sets and TensorFlow Datasets are `EncodedSource`s: a format says where
+the bytes of an example are (`encoded`), everything else is here. `jobs/prepare` copies the bytes,
+the benchmark gives the same bytes to Pillow.
+"""
 from typing import NamedTuple
 
 import numpy as np

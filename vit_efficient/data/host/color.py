@@ -1,4 +1,8 @@
-"""Colour jitter, and the ThreeAugment of DeiT III (Touvron et al., ECCV 2022), with Pillow."""
+"""Colour jitter, and the ThreeAugment of DeiT III (Touvron et al., ECCV 2022), with Pillow.
+
+`data/augment.py` appends them to a recipe's transforms after crop and flip; every draw comes from
+the example's own generator.
+"""
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 

@@ -1,4 +1,12 @@
-"""DeiT (ICML 2021, arXiv 2012.12877), plain and distilled: the ground of Scala, DVT and SViTE."""
+"""DeiT (ICML 2021, arXiv 2012.12877), plain and distilled: the ground of Scala, DVT and SViTE.
+
+Scala cuts widths out of this module, SViTE masks its weights, and both take over its names, which
+are those of the authors' state_dict. The maker `deit` checks what does not fit together, VARIANTS
+gives the official names:
+
+    model = create_model("deit_small_patch16_224", num_classes=10)
+    model = create_model("deit", width=96, depth=4, num_heads=3, patch_size=8, image_size=32)
+"""
 from collections.abc import Callable
 from functools import partial
 from typing import ClassVar

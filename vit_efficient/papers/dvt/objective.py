@@ -1,4 +1,8 @@
-"""DVT's objective: every exit learns the labels, all with weight 1 (the authors' code)."""
+"""DVT's objective: every exit learns the labels, all with weight 1 (the authors' code).
+
+An evaluation scores each exit on all images, `exit1`, `exit2` and so on, and the last one as the
+model's own prediction.
+"""
 from collections.abc import Callable
 
 import jax

@@ -1,8 +1,8 @@
 """Scala (NeurIPS 2024): one DeiT, of which every uniform slice is a classifier too.
 
 arXiv 2412.04786 and the authors' code, github.com/BeSpontaneous/Scala-pytorch. The weights are one
-DeiT's; `ratio` cuts the first or the last channels of every tensor (slimmable.py), and the cut
-tensors are a narrow DeiT.
+DeiT's; `ratio` cuts the first or the last channels of every tensor (layers/slimmable.py), and the
+cut tensors are a narrow DeiT.
 """
 from collections.abc import Callable
 from dataclasses import fields

@@ -2,7 +2,7 @@
 
 arXiv 2106.04533 and the authors' code, github.com/VITA-Group/SViTE. Unstructured sparsity is no
 model of its own: masks stand beside the weights in the train state, and the masked model is the
-DeiT of `vit_efficient/deit`.
+DeiT of `papers/deit`.
 """
 from functools import partial
 from typing import ClassVar, Literal, NamedTuple
