@@ -238,7 +238,7 @@ def table(result: dict) -> str:
 
 
 def _timm_lines(against: dict) -> list[str]:
-    """What a comparison with timm adds to the table: our time over timm's, below 1 where we are faster."""
+    """What a comparison with timm adds to the table: our time over timm's; below 1 ours is less."""
     lines = [f"{name:24}{row['ratio']:.2f} of its {against['clock']} time ({row['least']:.2f} to "
              f"{row['largest']:.2f}): {row['seconds']:.3f} s, {row['timm_seconds']:.3f} s"
              for name, row in against.items() if "/ timm" in name]
