@@ -134,7 +134,7 @@ def child(program: str, *arguments: str) -> subprocess.Popen:
 KILLED = """
     import os, signal, sys, time
     import jax.numpy as jnp
-    from vit_efficient.checkpoint import Checkpoints
+    from vit_efficient.engine.checkpoint import Checkpoints
     directory, delay = sys.argv[1:]
     checkpoints = Checkpoints(directory)
     for step in 1, 2:
@@ -201,7 +201,7 @@ TWO_PROCESSES = """
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"localhost:{port}", 2, rank)
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
-    from vit_efficient.checkpoint import Checkpoints
+    from vit_efficient.engine.checkpoint import Checkpoints
     x = np.random.RandomState(0).randn(64, 32).astype(np.float32)
     def sharding(*axes):
         mesh = Mesh(np.array(jax.devices()).reshape(axes), ("a", "b"))
