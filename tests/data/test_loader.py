@@ -154,7 +154,7 @@ import multiprocessing, time
 from vit_efficient.data import loader
 from vit_efficient.data.sources import open_data
 from vit_efficient.data.augment import make_augment
-from vit_efficient.phases import Length, constant
+from vit_efficient.seams.phases import Length, constant
 import jax
 if __name__ == "__main__":
     data = open_data(source="digits", image_size=12)
