@@ -163,7 +163,7 @@ def test_masks_hold_and_a_topology_step_moves_them():
         return params | {"head": params["head"] | {"kernel": kernel}}
 
     def update(params, masks, grads, signals, step, key):
-        return {"head": {"kernel": ~masks["head"]["kernel"]}}
+        return params, {"head": {"kernel": ~masks["head"]["kernel"]}}, {}
 
     sparsity = Sparsity(init, apply, update)
     state, step = prepare(sparsity=sparsity)
