@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs what the tests need into a virtual environment of their own, and runs them.
+# Installs what the tests need into a virtual environment of their own, and runs them on every core, a
+# test file on one (-n 0: one file after the other); compiled programs stay in .pytest_cache/xla.
 #   bash launch/test.sh [--lane=py311|newest|colab] [--torch] [--checkpoints=DIR] [arguments of pytest]
 # py311 (default) runs all tests on Python 3.11; newest (Python 3.12 or later, newest JAX) and colab
 # (Google Colab's package list, JAX 0.7.2) leave out the slow ones. --torch installs PyTorch, without
@@ -33,4 +34,5 @@ export JAX_PLATFORMS=cpu
 if [ -n "$folder" ]; then
   exec "$venv/bin/python" -m tests.lanes "$folder" "$lane"
 fi
-exec "$venv/bin/python" -m pytest -q -rs --durations=15 -m "$marks" ${arguments[@]+"${arguments[@]}"}
+exec "$venv/bin/python" -m pytest -q -rs --durations=15 -m "$marks" \
+  -n auto --dist loadfile --no-loadscope-reorder ${arguments[@]+"${arguments[@]}"}
