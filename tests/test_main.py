@@ -7,14 +7,11 @@ import sys
 from types import ModuleType
 
 from absl import flags as absl_flags
-from hypothesis import given
-from hypothesis import strategies as st
 import pytest
 
 from vit_efficient import registry
 from vit_efficient.main import FLAGS, HELP, main, read
 from vit_efficient.settings import schema, words
-from vit_efficient.settings.flags import split
 from vit_efficient.settings.schema import GROUPS
 from vit_efficient.settings.store import load_stored, store
 from vit_efficient.settings.values import Count, Positive
@@ -289,21 +286,6 @@ def test_help_fits_a_screen_and_its_examples_are_read(engine, capsys):
     assert all(f"--{name}" in HELP for name in FLAGS)
     assert main(["--config=toy", "--job=evaluate", "--help"]) == 0
     assert "--limit=VALUE  a whole number at least 1 or None; default" in capsys.readouterr().out
-
-
-def test_split():
-    assert split(["--a=1=2", "--b", "c d", "--flag", "--x", "-1e-3", "--y", "-.5"], FLAGS) == {
-        "a": "1=2", "b": "c d", "flag": None, "x": "-1e-3", "y": "-.5"}
-
-
-@given(st.lists(st.text(st.sampled_from("-=.ab1 ")) | st.text()))
-def test_any_words_are_split_or_refused(words):
-    try:
-        found = split(words, FLAGS)
-    except ValueError as error:
-        assert str(error)
-    else:
-        assert all(found.values()) or None in found.values()
 
 
 def test_reading_checks_everything_and_runs_nothing(engine, tmp_path):
