@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Compiling is most of the tests' time: little optimisation, the emitters that are built faster (a
-# program in a third of the time), no splitting into threads; and each program once, for all workers.
+# Compiling is most of the tests' time: little optimisation, the emitters that make a program in a
+# third of the time, no splitting into threads; and each program once, for all workers.
 os.environ["XLA_FLAGS"] = " ".join([
     os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8",
     "--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false",

@@ -3,9 +3,11 @@ import json
 import os
 from pathlib import Path
 import re
+import socket
 import subprocess
 import sys
 
+from tests import forks
 import vit_efficient
 
 ROOT = Path(__file__).parents[1]
@@ -36,11 +38,22 @@ def environment(devices: int = 1) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
 
 
-def start(workdir: Path, *flags: str, devices: int = 1, config: dict = SMALL) -> subprocess.Popen:
-    """The real command, started; its output goes to `workdir`.log."""
-    with open(f"{workdir}.log", "a", encoding="utf-8") as log:
-        return subprocess.Popen(command(workdir, *flags, config=config), stdout=log, stderr=log,
-                                env=environment(devices), cwd=ROOT)
+def start(workdir: Path, *flags: str, devices: int = 1, config: dict = SMALL,
+          forked: bool = True) -> subprocess.Popen | forks.Forked:
+    """The command, started, by default in a fork without the seconds of its imports; its output
+    goes to `workdir`.log."""
+    line, log = command(workdir, *flags, config=config), f"{workdir}.log"
+    if forked:
+        return forks.start(line[2], line[3:], environment(devices), log)
+    with open(log, "a", encoding="utf-8") as file:
+        return subprocess.Popen(line, stdout=file, stderr=file, env=environment(devices), cwd=ROOT)
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def losses(workdir: Path) -> dict[int, float]:

@@ -8,31 +8,10 @@ import numpy as np
 import pytest
 
 from tests import runs
-from tests.engine.test_distributed import free_port
+from tests.data.spoilt import IMAGES, Spoilt, evaluation, train
 from vit_efficient.data import loader
-from vit_efficient.data.augment import make_augment
-from vit_efficient.data.badrecords import BadImage, substitutes
-from vit_efficient.data.batches import EvaluationBatches, Share, TrainBatches
-from vit_efficient.data.sources import Arrays
-from vit_efficient.seams.phases import Length, constant
-
-RNG = np.random.RandomState(0)
-IMAGES, LABELS = RNG.randint(0, 256, (40, 8, 8, 3), np.uint8), np.arange(40)
-TRAIN = dict(crop="resize", flip=0.0)
-
-
-class Spoilt(Arrays):
-    """Examples whose numbers are in `bad` hold no image."""
-
-    def __init__(self, bad, allowed):
-        super().__init__(IMAGES, LABELS, tuple(map(str, LABELS)), "spoilt")
-        self.bad, self.max_bad_records = set(bad), allowed
-
-    def __getitem__(self, i):
-        if i in self.bad:
-            raise BadImage(f"example {i}: no readable image")
-        return super().__getitem__(i)
-
+from vit_efficient.data.badrecords import substitutes
+from vit_efficient.data.batches import Share
 
 def everything(batches, **options):
     """The batches of a run of this process alone; `options` of the loader."""
@@ -40,15 +19,6 @@ def everything(batches, **options):
     options = dict(workers=0, threads=2, prefetch=1) | options
     with loader.Batches(batches, places, **options) as loaded:
         return list(loaded)
-
-
-def train(source, share=Share()):
-    return TrainBatches(source, make_augment(**TRAIN).train, constant(Length(40, 8, 3), None), 8, 8,
-                        share, 3, 0)
-
-
-def evaluation(source, share=Share()):
-    return EvaluationBatches(source, make_augment(**TRAIN, eval_crop=1.0).evaluate, 8, 16, share)
 
 
 def test_substitutes_go_round_the_source():
@@ -97,7 +67,7 @@ def test_by_default_none_is_allowed():
 TOGETHER = """
     import sys, jax
     from jax.sharding import NamedSharding, PartitionSpec
-    from tests.data.test_badrecords import Spoilt, evaluation, train
+    from tests.data.spoilt import Spoilt, evaluation, train
     from vit_efficient.engine import distributed
     from vit_efficient.data.batches import share_of
     from vit_efficient.data.loader import Batches
@@ -118,7 +88,7 @@ TOGETHER = """
 
 
 def test_processes_have_one_budget():
-    address = f"127.0.0.1:{free_port()}"
+    address = f"127.0.0.1:{runs.free_port()}"
     command = [sys.executable, "-c", textwrap.dedent(TOGETHER), address]
     processes = [subprocess.Popen([*command, str(i)], cwd=runs.ROOT, env=runs.environment(),
                                   text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

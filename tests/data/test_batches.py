@@ -5,18 +5,11 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
 
+from tests.data.noise import AUGMENT, PHASES, SOURCE
 from vit_efficient.data import order
-from vit_efficient.data.augment import make_augment
 from vit_efficient.data.batches import EvaluationBatches, Share, TrainBatches, share_of
 from vit_efficient.data.sources import Arrays
 from vit_efficient.seams.phases import Length, Phase, Phases, Position, constant
-
-RNG = np.random.RandomState(0)
-SOURCE = Arrays(RNG.randint(0, 256, (41, 8, 8, 3), np.uint8), RNG.randint(0, 5, 41),
-                tuple("abcde"), "noise")
-AUGMENT = make_augment()
-PHASES = constant(Length(41, 8, 3), None)
-
 
 def train(phases=PHASES, batch_size=8, share=Share(), seed=3, start=0, source=SOURCE):
     return TrainBatches(source, AUGMENT.train, phases, batch_size, 12, share, seed, start)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.data.test_batches import AUGMENT, PHASES, SOURCE
+from tests.data.noise import AUGMENT, PHASES, SOURCE
 from vit_efficient.data import loader, order
 from vit_efficient.data.augment import make_augment
 from vit_efficient.data.badrecords import BadImage

@@ -3,42 +3,23 @@ import json
 from pathlib import Path
 import shutil
 
-from flax import struct
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
-import optax
 import pytest
 
+from tests.engine.states import (
+    LIKE,
+    State,
+    abstract,
+    make_state,
+    on_disk,
+    same_bits,
+    write_steps,
+)
 from vit_efficient.engine.checkpoint import FORMAT, Checkpoints, DamagedCheckpoint, read_weights
 from vit_efficient.engine.manifest import compare, manifest, seal, unseal
-
-
-class State(struct.PyTreeNode):
-    step: jax.Array
-    seed: jax.Array
-    params: dict
-    collections: dict
-    opt_state: tuple
-    ema: dict
-    masks: dict
-
-
-def make_state(number: int, width: int = 32) -> State:
-    """What a state may hold: named tuples, empty nodes, None, bool, bfloat16, empty arrays."""
-    rng = np.random.RandomState(number)
-    params = {"blocks_0": {"kernel": jnp.float32(rng.randn(width, 16)),
-                           "bias": jnp.float32(rng.randn(16))},
-              "head": {"kernel": jnp.asarray(rng.randn(16, 8), jnp.bfloat16),
-                       "none": jnp.zeros((0, 3))},
-              "pool": {}}
-    opt_state = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3)).init(params)
-    opt_state = jax.tree.map(lambda x: x + jnp.asarray(number, x.dtype), opt_state)
-    mask = jnp.asarray(rng.rand(width, 16) > 0.5)
-    return State(step=jnp.int32(number), seed=jnp.uint32(2**32 - 1), params=params, collections={},
-                 opt_state=opt_state, ema={"params": params, "collections": {}},
-                 masks={"blocks_0": {"kernel": mask, "bias": None}, "head": None})
 
 
 def spread(tree, *axes: int):
@@ -53,21 +34,6 @@ def spread(tree, *axes: int):
     return jax.tree.map(put, tree)
 
 
-def abstract(tree):
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
-
-
-def same_bits(a, b) -> bool:
-    def bits(tree):
-        return [(x.dtype, x.shape, np.asarray(x).tobytes()) for x in jax.tree.leaves(tree)]
-    return jax.tree.structure(a) == jax.tree.structure(b) and bits(a) == bits(b)
-
-
-def on_disk(directory: Path) -> dict[str, bytes | None]:
-    return {str(path): path.read_bytes() if path.is_file() else None
-            for path in sorted(directory.rglob("*"))}
-
-
 @pytest.fixture(scope="module")
 def two_steps(tmp_path_factory) -> Path:
     """A directory with the steps 1 and 2; to be copied."""
@@ -77,16 +43,6 @@ def two_steps(tmp_path_factory) -> Path:
 @pytest.fixture
 def directory(two_steps, tmp_path) -> Path:
     return Path(shutil.copytree(two_steps, tmp_path / "checkpoints"))
-
-
-def write_steps(directory: Path) -> Path:
-    with Checkpoints(directory) as checkpoints:
-        checkpoints.save(1, make_state(1), {"top1": 0.5}, {"teacher": None})
-        checkpoints.save(2, make_state(2))
-    return directory
-
-
-LIKE = abstract(make_state(0))
 
 
 def test_a_state_comes_back_bit_for_bit(directory):

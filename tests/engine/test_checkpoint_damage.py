@@ -7,7 +7,6 @@ import random
 import resource
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.engine.test_checkpoint import LIKE, abstract, make_state, on_disk, same_bits, write_steps
+from tests.engine.states import LIKE, abstract, make_state, on_disk, same_bits, write_steps
+from tests.runs import free_port
 from vit_efficient.engine.checkpoint import Checkpoints, DamagedCheckpoint
 
 # Orbax leaves a damaged step's other reads half done.
@@ -225,9 +225,7 @@ TWO_PROCESSES = """
 
 
 def test_two_processes_take_the_same_step(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     processes = [child(TWO_PROCESSES, str(rank), port, str(tmp_path)) for rank in range(2)]
     for process in processes:
         output, _ = process.communicate(timeout=120)

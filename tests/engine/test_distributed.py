@@ -2,7 +2,6 @@
 import os
 from pathlib import Path
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -16,14 +15,8 @@ from vit_efficient.engine.distributed import surroundings
 SHORT = runs.SMALL | {"epochs": 1.0, "phases.schedule": "off"}
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def start_two(workdirs, config: dict, devices: int = 1) -> list[subprocess.Popen]:
-    port = free_port()
+    port = runs.free_port()
     return [runs.start(workdir, f"--coordinator=127.0.0.1:{port}", "--processes=2",
                        f"--process={i}", devices=devices, config=config)
             for i, workdir in enumerate(workdirs)]
@@ -81,7 +74,7 @@ def test_an_exception_on_one_process_ends_both(tmp_path):
                 raise KeyError("on one process")
             multihost_utils.sync_global_devices("never")
     """)
-    address = f"127.0.0.1:{free_port()}"
+    address = f"127.0.0.1:{runs.free_port()}"
     processes = [subprocess.Popen([sys.executable, "-c", code, str(i), address], cwd=runs.ROOT,
                                   env=runs.environment(), text=True,
                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT)

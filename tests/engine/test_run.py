@@ -1,9 +1,13 @@
 """What does not fit together in a config is found when a run is assembled."""
+import jax
+import numpy as np
 import pytest
 
 from tests.runs import small_config
 from vit_efficient.engine.assemble import assemble
 from vit_efficient.jobs.train import train
+from vit_efficient.weights import files, interop
+from vit_efficient.zoo import create_model
 
 
 @pytest.mark.parametrize("changes, message", [
@@ -38,21 +42,31 @@ def test_a_teacher_is_a_file_and_a_name(tmp_path):
             assemble(small_config(objective__name="soft_labels", **changes))
 
 
-def test_a_teacher_from_a_file_has_its_weights(tmp_path):
-    import jax
-    import numpy as np
-
-    from vit_efficient.weights import files, interop
-    from vit_efficient.zoo import create_model
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """(the keys of a teacher from a file, its weights)"""
     model = create_model("asvit_tiny", num_classes=10, image_size=32)
     variables = jax.jit(model.init)(jax.random.key(3), np.zeros((1, 32, 32, 3), np.float32))
-    path = tmp_path / "teacher.safetensors"
+    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
     files.write(path, interop.to_torch(model, variables))
-    run = assemble(small_config(objective__name="soft_labels", teacher__model="asvit_tiny",
-                                teacher__init_from=str(path)))
-    jax.tree.map(np.testing.assert_array_equal, run.frozen()["teacher"]["params"],
-                 variables["params"])
+    return dict(teacher__model="asvit_tiny", teacher__init_from=str(path)), variables["params"]
+
+
+def test_a_teacher_from_a_file_has_its_weights(teacher):
+    keys, params = teacher
+    run = assemble(small_config(objective__name="soft_labels", **keys))
+    jax.tree.map(np.testing.assert_array_equal, run.frozen()["teacher"]["params"], params)
     assert not run.objective(run.phases.phase_at(0)).missing and run.fingerprint()
+
+
+def test_a_teacher_that_nobody_reads_is_refused_with_the_objectives_that_would(teacher, tmp_path):
+    keys, _ = teacher
+    with pytest.raises(ValueError) as error:
+        train(small_config(**keys), tmp_path / "run")
+    assert str(error.value) == (
+        f"teacher.init_from = {keys['teacher__init_from']}: objective.name = supervised reads no "
+        "teacher, leave it empty or take one of distilled, soft_labels")
+    assert not (tmp_path / "run").exists()
 
 
 def test_mixing_an_odd_batch_is_refused(monkeypatch):
@@ -64,7 +78,6 @@ def test_mixing_an_odd_batch_is_refused(monkeypatch):
 
 def test_a_step_of_the_full_recipe():
     """Traced: labels become distributions inside, and every metric is there."""
-    import jax
     run = assemble(small_config(augment__mixup=0.8, augment__cutmix=1.0, augment__erase=0.25,
                                 augment__randaugment=9.0, augment__repeats=3))
     assert run.phases.position(3).repeats == 3
@@ -88,7 +101,6 @@ def test_progressive_needs_a_model_with_a_stride():
 def test_fsdp_shards_nearly_every_byte_of_the_state(model):
     """Parameters, moments and EMA of real models: at least 90 % of the bytes, on 8 devices."""
     from flax import linen as nn
-    import jax
     import numpy as np
 
     from vit_efficient import zoo

@@ -5,7 +5,7 @@ import json
 import jax
 import pytest
 
-from tests.data.formats.test_tfds import SETS
+from tests.data.formats.sets import SETS
 from tests.runs import small_config
 from vit_efficient.data.sources import open_data
 from vit_efficient.engine.assemble import assemble

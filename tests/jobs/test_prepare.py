@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from tests.data.formats import test_archives
-from tests.data.host.test_images import BAD, NOISE, encode
+from tests.data.image_files import BAD, NOISE, encode
+from tests.data.formats import tars
 from tests.runs import ROOT
 from vit_efficient.data.formats import archives
 from vit_efficient.data.sources import open_data
@@ -93,21 +93,21 @@ def test_short_side(images, tmp_path):
 
 def test_the_official_tars(tmp_path, monkeypatch):
     """The command of the README on tiny tars of the real shape."""
-    monkeypatch.setattr(archives, "validation_labels", lambda: test_archives.LABELS)
+    monkeypatch.setattr(archives, "validation_labels", lambda: tars.LABELS)
     image = encode(NOISE, "JPEG")
-    tar = test_archives.tar
+    tar = tars.tar
     (tmp_path / archives.TRAIN).write_bytes(tar({f"{name}.tar": tar({
-        f"{name}_{i}.JPEG": image for i in range(3)}) for name in test_archives.CLASSES}))
+        f"{name}_{i}.JPEG": image for i in range(3)}) for name in tars.CLASSES}))
     (tmp_path / archives.VAL).write_bytes(tar({
         f"ILSVRC2012_val_{i:08d}.JPEG": image for i in (3, 1, 2, 4)}))
     assert main([f"--config=asvit:arrayrecord={tmp_path}/out", "--job=prepare",
                  f"--images={tmp_path}"]) == 0
     data = open_data(source="arrayrecord", path=str(tmp_path / "out"))
-    assert data.train.classes == test_archives.CLASSES and len(data.train) == 9
+    assert data.train.classes == tars.CLASSES and len(data.train) == 9
     assert [data.train[i][1] for i in range(9)] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     labels = {re.search(r"\d{8}", data.val.encoded(i).name)[0]: data.val[i][1] for i in range(4)}
-    assert labels == {f"{i + 1:08d}": test_archives.CLASSES.index(name)
-                      for i, name in enumerate(test_archives.LABELS)}
+    assert labels == {f"{i + 1:08d}": tars.CLASSES.index(name)
+                      for i, name in enumerate(tars.LABELS)}
 
 
 def test_files_without_an_image_are_found_before_anything_is_written(images, tmp_path):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.weights.hostile import HOSTILE, archive, state, tensor
-from tests.weights.test_interop import filled, same
+from tests.weights.numbers import filled, same
 from vit_efficient.engine import pretrained
 from vit_efficient.weights import files, interop, safetensors, torch_zip
 from vit_efficient.zoo import create_model

@@ -1,25 +1,10 @@
 """The tars of ImageNet-1k: every image at its place, and what is wrong with incomplete ones."""
 from collections import Counter
-import io
-import tarfile
 
 import pytest
 
+from tests.data.formats.tars import CLASSES, LABELS, tar
 from vit_efficient.data.formats import archives
-
-CLASSES = ("n01440764", "n01443537", "n01484850")
-LABELS = ["n01484850", "n01440764", "n01484850", "n01443537"]
-
-
-def tar(files: dict[str, bytes]) -> bytes:
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as archive:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return file.getvalue()
-
 
 def train_tar(classes=CLASSES) -> bytes:
     """Images in another order than that of their names; their content is their name."""

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from tests.data.host.test_images import encode
+from tests.data.image_files import encode
 from vit_efficient.data.badrecords import BadImage
 from vit_efficient.data.formats import records, retry
 from vit_efficient.data.formats.encoded import Encoded

@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from tests.data.host.test_images import encode
+from tests.data.formats.sets import SETS
+from tests.data.image_files import encode
 from tests.runs import ROOT
 
 tfds = pytest.importorskip("tensorflow_datasets")
@@ -19,13 +20,6 @@ from tensorflow_datasets.core import example_serializer, naming
 from tensorflow_datasets.core import splits as tfds_splits
 
 from vit_efficient.data.sources import open_data
-
-# Set, its splits in training and validation, classes: the registered ones, with their real splits.
-SETS = {"imagenet2012": ("train", "validation", 1000), "cifar10": ("train", "test", 10),
-        "cifar100": ("train", "test", 100), "imagenette": ("train", "validation", 10),
-        "i_naturalist2018": ("train", "validation", 8142),
-        "i_naturalist2021": ("train", "val", 10_000)}
-
 
 def write(name: str, folder: Path, splits: dict[str, int], file_format="array_record") -> Path:
     """Writes a tiny prepared set with the registered builder's own features and file names; the red

@@ -7,7 +7,7 @@ from PIL import ImageFilter
 import pytest
 
 from tests.data.distances import deviations, kolmogorov
-from tests.data.host.test_randaugment import TONES, gray
+from tests.data.host.tones import TONES, gray
 from tests.data.photos import photos
 from vit_efficient.data.host import color
 from vit_efficient.data.host.color import color_jitter, three_augment

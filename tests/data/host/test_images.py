@@ -1,23 +1,15 @@
 """What the bytes of an image file become: each odd kind of file has one outcome."""
-import io
-
 from hypothesis import given
 from hypothesis import strategies as st
 import numpy as np
 from PIL import Image
 import pytest
 
+from tests.data.image_files import BAD, NOISE, encode
 from vit_efficient.data.host.images import BadImage, decode, size
 
 LEVELS = np.arange(16, dtype=np.uint8).reshape(4, 4) * 16
 GRAY = Image.fromarray(LEVELS)
-NOISE = Image.fromarray(np.random.RandomState(0).randint(0, 256, (40, 60, 3), np.uint8))
-
-
-def encode(image: Image.Image, kind: str, **options) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
 
 
 def test_the_content_counts_and_not_the_name():
@@ -65,18 +57,6 @@ def test_the_first_frame_of_many():
     frames = [Image.new("RGB", (3, 2), color) for color in ("red", "blue")]
     data = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
     np.testing.assert_array_equal(decode(data, "")[0, 0], [255, 0, 0])
-
-
-BAD = {
-    "empty": (b"", "the file is empty"),
-    "html": (b"<html><body>404 Not Found</body></html>", "no known format"),
-    "text": (b"no image at all", "no known format"),
-    "truncated jpeg": (encode(NOISE, "JPEG")[:900], "truncated"),
-    "truncated png": (encode(NOISE, "PNG")[:2000], ""),
-    "damaged png": (encode(NOISE, "PNG").replace(b"IDAT", b"IDAX"), ""),
-    "32 bits": (encode(Image.new("F", (2, 2)), "TIFF"), "pixels of 32 bits"),
-    "a program": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 1 1\n%%EndComments\n", "no known"),
-}
 
 
 @pytest.mark.parametrize("kind", BAD)

@@ -5,18 +5,9 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from tests.data.photos import HEIGHT, WIDTH, photo
 from vit_efficient.data.host import crops as host
 from vit_efficient.data.host import images, jpeg, resize
-
-HEIGHT, WIDTH = 77, 97
-
-
-def photo():
-    coarse = np.random.RandomState(0).randint(0, 256, (9, 12, 3), np.uint8)
-    smooth = Image.fromarray(coarse).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
-    noise = np.random.RandomState(1).randint(-20, 20, (HEIGHT, WIDTH, 3))
-    return Image.fromarray(np.clip(np.asarray(smooth, int) + noise, 0, 255).astype(np.uint8))
-
 
 def encoded(image=None, **options):
     file = io.BytesIO()

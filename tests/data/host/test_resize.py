@@ -3,7 +3,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from tests.data.host.test_jpeg import photo
+from tests.data.photos import photo
 from vit_efficient.data.host import resize
 
 
