@@ -31,11 +31,12 @@ from vit_efficient.zoo import create_model
 KEY = jax.random.key(0)
 TOY = dict(num_classes=5, image_size=8, patch_size=4, num_heads=2, depth=1)
 WIDTHS = (0.25, 0.5, 0.75, 1.0)
-# 22 steps an epoch.
-TINY = {"epochs": 20.0, "model.width": 48, "model.depth": 2, "model.num_heads": 2,
-        "model.smallest_ratio": 0.5, "model.granularity": 0.5, "objective.ratios": (0.5, 1.0),
-        "optim.lr": 4e-3, "optim.warmup_epochs": 1.0, "phases.full_epochs": 1.0,
-        "validation.every_epochs": 50.0, "checkpoint.every_epochs": 15.0, "step.ema_decay": 0.9}
+# 22 steps an epoch. Four patches an image: with sixteen, so few steps would teach little.
+TINY = {"epochs": 12.0, "model.width": 16, "model.depth": 1, "model.num_heads": 2,
+        "model.patch_size": 16, "model.smallest_ratio": 0.5, "model.granularity": 0.5,
+        "objective.ratios": (0.5, 1.0), "optim.lr": 1e-2, "optim.warmup_epochs": 1.0,
+        "phases.full_epochs": 1.0, "validation.every_epochs": 50.0,
+        "checkpoint.every_epochs": 10.0, "step.ema_decay": 0.9}
 BARS = {"0.5": 0.3, "1": 0.5}      # a tenth is chance
 
 
@@ -50,6 +51,8 @@ def filled(shapes, seed: int) -> dict:
 
 
 STUDENT = create_model("scala", width=16, granularity=0.25, drop_path=0.0, **TOY)
+# One net fewer between the ends: two that are taught tell apart who teaches the smallest.
+THREE = STUDENT.clone(smallest_ratio=0.5)
 TEACHER = create_model("deit", width=12, distilled=True, **TOY)
 
 
@@ -110,12 +113,15 @@ def test_a_projector_is_a_norm_and_a_linear_map_for_each_kind_of_token():
                     found[b, m], x @ head["proj"]["kernel"] + head["proj"]["bias"], atol=1e-5)
 
 
-@pytest.mark.parametrize("signal, transfer", [
-    ("tokens", "progressive"), ("class", "teacher"), ("logits", "full")])
-def test_a_step_is_the_sum_of_its_nets_and_reads_no_label(signal, transfer):
-    """Loss and gradient against one net after the other; four widths are all in every step."""
+@pytest.mark.parametrize("student, signal, transfer", [
+    (STUDENT, "tokens", "progressive"), (THREE, "class", "teacher"), (THREE, "logits", "full")],
+    ids=["tokens-progressive", "class-teacher", "logits-full"])
+def test_a_step_is_the_sum_of_its_nets_and_reads_no_label(student, signal, transfer):
+    """Loss and gradient against one net after the other; all widths are in every step."""
     options = {"temperature": 2.0} if signal == "logits" else {}
-    aim, params, fixed, batch = made(signal, transfer=transfer, **options)
+    aim, params, fixed, batch = made(signal, student=student, transfer=transfer, **options)
+    nets = dict(zip(("full", "3q", "2q", "1q") if student is STUDENT else ("full", "3q", "1q"),
+                    student.ratios[::-1], strict=True))
     found = TEACHER.apply({"params": fixed["teacher"]["params"]}, batch["image"],
                           method="features")
     given = {"logits": found["logits"], "class": found["tokens"][:, :1],
@@ -123,7 +129,7 @@ def test_a_step_is_the_sum_of_its_nets_and_reads_no_label(signal, transfer):
              "tokens": jnp.delete(found["tokens"], 1, 1)}[signal]
 
     def says(params, ratio):
-        out = STUDENT.apply({"params": {k: v for k, v in params.items() if k != "objective"}},
+        out = student.apply({"params": {k: v for k, v in params.items() if k != "objective"}},
                             batch["image"], ratio=ratio, method="features")
         if signal == "logits":
             return out["logits"]
@@ -131,7 +137,7 @@ def test_a_step_is_the_sum_of_its_nets_and_reads_no_label(signal, transfer):
 
     def slow(params):
         total, teaching, each = 0.0, given, {}
-        for net, ratio in zip(("full", "3q", "2q", "1q"), WIDTHS[::-1]):
+        for net, ratio in nets.items():
             said = says(params, ratio)
             each[net] = (divergence(said, teaching, 2.0) if signal == "logits" else
                          feature_loss(said, teaching))
@@ -220,8 +226,8 @@ def one_hot() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def run(folder):
-    """A run taught by class tokens, of which ten numbers tell the class and 1,024 are pixels."""
-    pixels = open_data(source="digits").train.images[..., 0].reshape(1438, -1) / 64
+    """A run taught by class tokens, of which ten numbers tell the class and 64 are pixels."""
+    pixels = open_data(source="digits").train.images[..., 0].reshape(1438, -1) / 256
     stored = elsewhere(folder / "class", "class", np.concatenate([3 * one_hot(), pixels], 1))
     config = taught("class", **{"teacher.stored": stored})
     assert train(config, folder / "taught") == {}
