@@ -14,8 +14,8 @@ from sklearn.datasets import load_digits
 import vit_efficient
 from vit_efficient import registry
 from vit_efficient.engine.assemble import assemble
+from vit_efficient.engine.overview import overview
 from vit_efficient.engine.pretrained import given_weights
-from vit_efficient.jobs import summary
 from vit_efficient.jobs.train import train, work_before
 from vit_efficient.main import main
 from vit_efficient.measure import timm as against
@@ -155,7 +155,7 @@ def test_a_step_of_the_run_costs_its_four_nets(config):
     stems = sum(run.model.macs(ratio=ratio)["patch_embed"] for ratio in run.model.ratios)
     counted = multiply_adds(run.traced_step(phase).jaxpr) / config.batch_size
     assert counted == pytest.approx(3 * expected - stems, rel=0.02)
-    assert f"{expected / 1e6:,.1f} M (100.0 %)" in summary.overview(run)
+    assert f"{expected / 1e6:,.1f} M (100.0 %)" in overview(run)
     steps = np.diff(work_before(run))
     assert (steps[0], steps[-1]) == (run.macs(warm), run.macs(phase))
 
