@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.papers.scala.tiny import filled
 from vit_efficient.engine import optim
 from vit_efficient.measure.macs import multiply_adds
 from vit_efficient.papers.scala.probe import probe
@@ -25,14 +26,8 @@ def made(name: str, **options):
     """(model, weights far from the start, the probe's objective)."""
     variant, own = MODELS[name]
     model = create_model(variant, **SIZES | own | dict(drop_path=0.5) | options)
-    images = jnp.zeros((1, model.image_size, model.image_size, 3))
-    params = jax.jit(model.init)(KEY, images)["params"]
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    params = tree.unflatten([leaf + 0.2 * jax.random.normal(key, leaf.shape)
-                             for key, leaf in zip(keys, leaves)])
     forward = Forward(model, Phase(), {}, optim.frozen(("head*",)))
-    return model, params, probe(forward, Phase(), None, ratios=None)
+    return model, filled(model), probe(forward, Phase(), None, ratios=None)
 
 
 def batch(*shape: int) -> dict:
