@@ -10,12 +10,10 @@ import time
 import pytest
 
 from tests import runs
+from tests.forks import Forked
 from vit_efficient.engine.distributed import surroundings
 
-SHORT = runs.SMALL | {"epochs": 1.0, "phases.schedule": "off"}
-
-
-def start_two(workdirs, config: dict, devices: int = 1) -> list[subprocess.Popen]:
+def start_two(workdirs, config: dict, devices: int = 1) -> list[Forked]:
     port = runs.free_port()
     return [runs.start(workdir, f"--coordinator=127.0.0.1:{port}", "--processes=2",
                        f"--process={i}", devices=devices, config=config)
@@ -33,8 +31,8 @@ def wait(processes, seconds: float = 600) -> list[int]:
 @pytest.mark.slow
 def test_two_processes_are_one_run(tmp_path):
     alone, both = tmp_path / "alone", tmp_path / "both"
-    assert runs.start(alone, devices=2, config=SHORT).wait() == 0
-    assert wait(start_two([both, both], SHORT)) == [0, 0], \
+    assert runs.start(alone, devices=2, config=runs.PLAIN).wait() == 0
+    assert wait(start_two([both, both], runs.PLAIN)) == [0, 0], \
         Path(f"{both}.log").read_text()
     assert runs.losses(both) == pytest.approx(runs.losses(alone), rel=1e-5)
     assert len(runs.losses(both)) == 22
@@ -43,7 +41,7 @@ def test_two_processes_are_one_run(tmp_path):
 @pytest.mark.slow
 def test_sigterm_to_one_stops_both_at_the_same_step(tmp_path):
     workdir = tmp_path / "run"
-    config = SHORT | {"epochs": 200.0, "checkpoint.every_epochs": 0.0}
+    config = runs.PLAIN | {"epochs": 200.0, "checkpoint.every_epochs": 0.0}
     processes = start_two([workdir, workdir], config)
     while len(runs.losses(workdir)) < 3 and all(p.poll() is None for p in processes):
         time.sleep(0.2)
@@ -54,7 +52,7 @@ def test_sigterm_to_one_stops_both_at_the_same_step(tmp_path):
 
 def test_folders_that_are_not_shared_are_refused(tmp_path):
     workdirs = [tmp_path / "a", tmp_path / "b"]
-    assert wait(start_two(workdirs, SHORT)) == [2, 2]
+    assert wait(start_two(workdirs, runs.PLAIN)) == [2, 2]
     log = Path(f"{workdirs[0]}.log").read_text()
     assert "processes [1] do not see the folder of process 0" in log
 
@@ -88,9 +86,17 @@ def test_an_exception_on_one_process_ends_both(tmp_path):
 
 
 def test_a_watchdog_shows_the_stacks_of_a_stuck_process(tmp_path):
-    code = ("import time; from vit_efficient.engine.distributed import Watchdog; w = Watchdog(1 / 60);"
-            "[(time.sleep(0.2), w.pat()) for _ in range(10)]; print('alive', flush=True);"
-            "stuck = lambda: time.sleep(60); stuck()")
+    code = textwrap.dedent("""
+        import time
+        from vit_efficient.engine.distributed import Watchdog
+        watchdog = Watchdog(1 / 60)
+        for _ in range(10):
+            time.sleep(0.2)
+            watchdog.pat()
+        print("alive", flush=True)
+        stuck = lambda: time.sleep(60)
+        stuck()
+    """)
     done = subprocess.run([sys.executable, "-c", code], cwd=runs.ROOT, capture_output=True,
                           text=True, env=runs.environment(), timeout=50)
     assert done.returncode == 1 and "alive" in done.stdout

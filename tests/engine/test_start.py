@@ -1,4 +1,5 @@
 """What a run starts from, and its way into an official file and back."""
+from functools import partial
 from pathlib import Path
 import shutil
 import subprocess
@@ -18,6 +19,9 @@ from vit_efficient.weights import files, interop
 from vit_efficient.zoo import create_model
 
 
+plain = partial(runs.small_config, runs.PLAIN)
+
+
 def numbered(state, number: int):
     """The state with other weights, its averaged ones different again."""
     def shift(tree, by):
@@ -29,14 +33,14 @@ def numbered(state, number: int):
 @pytest.fixture(scope="module")
 def fresh():
     """The small run's state before the first step."""
-    return assemble(runs.small_config()).fresh_state()
+    return assemble(plain()).fresh_state()
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory, fresh) -> Path:
     """A run of two steps, the first of them the better one; not to be changed."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    run = assemble(runs.small_config())
+    run = assemble(plain())
     store(run.config, folder)
     with Checkpoints(folder / "checkpoints") as checkpoints:
         checkpoints.save(1, numbered(fresh, 1), {"top1": 0.5}, run.fingerprint())
@@ -63,10 +67,10 @@ def read(path: Path) -> dict:
     ({"weights": "2", "kind": "raw"}, 2, "raw", ".pth")])
 def test_export_writes_the_weights_that_were_asked_for(workdir, tmp_path, flags, step, kind,
                                                        suffix):
-    config = runs.small_config()
+    config = plain()
     about = export(config, workdir, out=str(tmp_path / f"x{suffix}"), **flags)
     assert (about["step"], about["kind"]) == (step, kind)
-    assert about["model"]["arch"] == config.model.arch and about["model"]["num_classes"] == 10
+    assert about["model"]["depth"] == config.model.depth and about["model"]["num_classes"] == 10
     model = assemble(config).model
     found = read(tmp_path / f"x{suffix}")
     assert list(found) == list(interop.layout(model))
@@ -86,7 +90,7 @@ def test_an_export_needs_neither_the_data_nor_torch(workdir, tmp_path, monkeypat
 
 
 def test_what_cannot_be_exported_is_refused_and_nothing_written(workdir, tmp_path):
-    config = runs.small_config()
+    config = plain()
     for options, message in (({"out": "x.npz"}, "must end with"),
                              ({"weights": "7"}, "holds steps 1, 2"),
                              ({"weights": "bset"}, "holds steps 1, 2"),
@@ -103,15 +107,15 @@ def test_what_cannot_be_exported_is_refused_and_nothing_written(workdir, tmp_pat
 def test_a_run_starts_from_a_file_a_run_or_a_step(workdir, tmp_path, source):
     if "." in source and source != ".":
         path = tmp_path / source
-        export(runs.small_config(), workdir, out=str(path), weights="1")
+        export(plain(), workdir, out=str(path), weights="1")
     else:
         path = workdir / source
-    run = assemble(runs.small_config(init_from=str(path)))
+    run = assemble(plain(init_from=str(path)))
     assert equal(start.given(run, tmp_path / "new"), variables_at(workdir, 1, "ema"))
 
 
 def test_given_weights_are_the_state_before_the_first_step(workdir, fresh, tmp_path):
-    run = assemble(runs.small_config(init_from=str(workdir)))
+    run = assemble(plain(init_from=str(workdir)))
     given = start.given(run, tmp_path)
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         step, state = start.first_state(run, checkpoints, given)
@@ -122,21 +126,21 @@ def test_given_weights_are_the_state_before_the_first_step(workdir, fresh, tmp_p
 
 
 def test_a_checkpoint_of_its_own_comes_before_init_from(workdir, tmp_path):
-    run = assemble(runs.small_config(init_from=str(tmp_path / "nowhere.pth")))
+    run = assemble(plain(init_from=str(tmp_path / "nowhere.pth")))
     assert start.given(run, workdir) is None
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         assert start.first_state(run, checkpoints)[0] == 2
 
 
 def test_kind_chooses_the_weights_of_a_run(workdir):
-    model = assemble(runs.small_config()).model
+    model = assemble(plain()).model
     for kind in ("raw", "ema"):
         found = pretrained.given_weights(model, str(workdir / "checkpoints" / "2"), kind=kind)
         assert equal(found, variables_at(workdir, 2, kind))
 
 
 def test_a_run_without_average_has_none_to_give(tmp_path):
-    run = assemble(runs.small_config(step__ema_decay=0.0))
+    run = assemble(plain(step__ema_decay=0.0))
     store(run.config, tmp_path)
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         checkpoints.save(3, run.fresh_state(), None, run.fingerprint())
@@ -146,24 +150,24 @@ def test_a_run_without_average_has_none_to_give(tmp_path):
 
 
 def test_other_classes_and_image_sizes_are_adapted_on_request(workdir):
-    model = assemble(runs.small_config()).model.clone(num_classes=4, ape=True, image_size=64)
-    with pytest.raises(ValueError, match=r"(?s)absolute_pos_embed: shape .*head.2.weight: shape"):
+    model = assemble(plain()).model.clone(num_classes=4, image_size=64)
+    with pytest.raises(ValueError, match=r"(?s)head.weight: shape .*pos_embed: shape"):
         pretrained.given_weights(model, str(workdir))
     found = pretrained.given_weights(model, str(workdir), adapt=("classes", "image_size"))["params"]
     old = variables_at(workdir, 1, "ema")["params"]
-    assert found["absolute_pos_embed"].shape == (1, 256, 8)
-    np.testing.assert_allclose(found["absolute_pos_embed"].mean(1),
-                               old["absolute_pos_embed"].mean(1), atol=1e-2)
-    assert equal(found["layers_0"], old["layers_0"]) and found["head_2"]["bias"].shape == (4,)
+    assert found["pos_embed"].shape == (1, 1 + 64, 48)
+    np.testing.assert_array_equal(found["pos_embed"][:, 0], old["pos_embed"][:, 0])
+    np.testing.assert_allclose(found["pos_embed"][:, 1:].mean(1), old["pos_embed"][:, 1:].mean(1),
+                               atol=1e-2)
+    assert equal(found["blocks_0"], old["blocks_0"]) and found["head"]["bias"].shape == (4,)
 
 
 def test_an_export_of_another_architecture_is_noticed(workdir, tmp_path, caplog):
-    export(runs.small_config(), workdir, out=str(tmp_path / "x.safetensors"))
-    other = runs.small_config(model__arch=runs.SMALL["model.arch"].replace("4,1,1,1", "4,2,1,1"),
-                              model__drop_path=0.0)
+    export(plain(), workdir, out=str(tmp_path / "x.safetensors"))
+    other = plain(model__num_heads=4, model__drop_path=0.0)
     pretrained.given_weights(assemble(other).model, str(tmp_path / "x.safetensors"), 0, other.model)
     assert [record.message.partition(" was ")[2] for record in caplog.records] == [
-        f"made with model.arch = {runs.SMALL['model.arch']}, this run has {other.model.arch}"]
+        "made with model.num_heads = 3, this run has 4"]
 
 
 def test_the_numbers_of_an_official_files_arguments_are_compared(tmp_path, caplog):
@@ -179,16 +183,16 @@ def test_the_numbers_of_an_official_files_arguments_are_compared(tmp_path, caplo
 
 
 def test_evaluation_scores_a_file_as_the_run_it_came_from(workdir, tmp_path, capsys):
-    export(runs.small_config(), workdir, out=str(tmp_path / "x.pth"), weights="1", kind="raw")
-    there = evaluate(runs.small_config(), workdir, weights="1")
-    here = evaluate(runs.small_config(init_from=str(tmp_path / "x.pth")), tmp_path / "new")
+    export(plain(), workdir, out=str(tmp_path / "x.pth"), weights="1", kind="raw")
+    there = evaluate(plain(), workdir, weights="1")
+    here = evaluate(plain(init_from=str(tmp_path / "x.pth")), tmp_path / "new")
     assert here == {name: there[name] for name in ("loss", "top1", "top5")}
     assert not (tmp_path / "new").exists()
 
 
 def test_a_file_becomes_one_of_the_other_format(workdir, tmp_path):
-    export(runs.small_config(), workdir, out=str(tmp_path / "x.pth"))
-    export(runs.small_config(init_from=str(tmp_path / "x.pth")), tmp_path / "new",
+    export(plain(), workdir, out=str(tmp_path / "x.pth"))
+    export(plain(init_from=str(tmp_path / "x.pth")), tmp_path / "new",
            out=str(tmp_path / "x.safetensors"))
     a, b = read(tmp_path / "x.pth"), read(tmp_path / "x.safetensors")
     assert list(a) == list(b) and equal(a, b)
@@ -196,8 +200,8 @@ def test_a_file_becomes_one_of_the_other_format(workdir, tmp_path):
 
 def test_by_the_real_command(workdir, tmp_path):
     def run(folder: Path, *flags: str) -> subprocess.CompletedProcess:
-        return subprocess.run(runs.command(folder, *flags), cwd=runs.ROOT, text=True, check=False,
-                              capture_output=True, env=runs.environment())
+        return subprocess.run(runs.command(folder, *flags, config=runs.PLAIN), cwd=runs.ROOT,
+                              text=True, check=False, capture_output=True, env=runs.environment())
     done = run(workdir, "--job=export", f"--out={tmp_path / 'x.pth'}", "--weights=latest")
     assert done.returncode == 0 and "weights of step 2" in done.stdout, done.stderr
     (tmp_path / "half.pth").write_bytes((tmp_path / "x.pth").read_bytes()[:10_000])

@@ -13,6 +13,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests import runs
+from vit_efficient.data.loader import train_batches
 from vit_efficient.engine import metrics, sharding
 from vit_efficient.engine.assemble import assemble
 from vit_efficient.jobs.evaluate import evaluate
@@ -72,43 +73,35 @@ def test_another_config_in_the_same_folder_is_refused(trained):
 
 
 def test_numbers_that_are_not_finite_end_the_run_with_the_last_checkpoint(tmp_path):
-    config = runs.small_config(optim__lr=1e30, step__stop_after_skips=3, phases__schedule="off")
+    config = runs.small_config(runs.PLAIN, optim__lr=1e30, step__stop_after_skips=3)
     with pytest.raises(FloatingPointError, match="3 steps in a row up to step .* last checkpoint"):
         train(config, tmp_path / "run")
 
 
 def test_a_profile_is_written_on_request(tmp_path):
-    config = runs.small_config(phases__schedule="off", epochs=0.2, log__profile_at=2)
+    config = runs.small_config(runs.PLAIN, epochs=0.2, log__profile_at=2)
     train(config, tmp_path / "run")                      # the 4 steps end inside the profile
     assert list((tmp_path / "run/profile").rglob("*.xplane.pb"))
 
 
 def test_a_teacher_is_used_and_remembered(trained, tmp_path):
     words = dict(teacher__workdir=str(trained[0]), objective__name="soft_labels", epochs=0.1,
-                 phases__schedule="off", checkpoint__every_epochs=0)
-    config = runs.small_config(**words)
+                 checkpoint__every_epochs=0)
+    config = runs.small_config(runs.PLAIN, **words)
     train(config, tmp_path / "run")
     manifest = next((tmp_path / "run/checkpoints").iterdir()) / "manifest/metadata"
     assert json.loads(manifest.read_text())["extra"]["teacher"]
-    other = runs.small_config(**words | dict(teacher__weights="33"))
+    other = runs.small_config(runs.PLAIN, **words | dict(teacher__weights="33"))
     (tmp_path / "run/config.json").unlink()
     with pytest.raises(ValueError, match="teacher.workdir = .*: it is not the teacher that"):
         train(other, tmp_path / "run")
 
 
-@pytest.mark.parametrize("name, options", [
-    ("asvit", {"phases__schedule": "off"}),
-    ("deit", {"model__width": 96, "model__depth": 2, "model__num_heads": 3,
-              "model__patch_size": 8, "phases__name": "constant"})])
-def test_one_and_eight_devices_train_alike(name, options):
+@pytest.mark.parametrize("config", [
+    runs.small_config(phases__schedule="off"),
+    runs.small_config(runs.PLAIN, model__width=96, model__depth=2)], ids=["asvit", "deit"])
+def test_one_and_eight_devices_train_alike(config):
     """Losses of three real steps, data- and fsdp-sharded, equal to 1e-5 (float32)."""
-    import vit_efficient
-    from vit_efficient.data.loader import train_batches
-    base = {key: value for key, value in runs.SMALL.items()
-            if name == "asvit" or not key.startswith(("model", "phases"))}
-    changes = {key.replace("__", "."): value for key, value in options.items()}
-    config = vit_efficient.config("asvit:digits", base | {"model.name": name} | changes)
-
     def three_steps(mesh):
         run = replace(assemble(config), mesh=mesh)
         state, phase = run.fresh_state(), run.phases.phase_at(0)
@@ -171,9 +164,9 @@ def test_killed_runs_go_on_to_the_same_bits(tmp_path, request):
 @pytest.mark.slow
 def test_sigterm_saves_and_ends(tmp_path):
     workdir = tmp_path / "run"
-    config = runs.SMALL | {"checkpoint.every_epochs": 0.0, "checkpoint.every_minutes": 0.0,
-                           "epochs": 100.0, "phases.schedule": "off"}
-    process = runs.start(workdir, config=config)
+    config = runs.PLAIN | {"checkpoint.every_epochs": 0.0, "checkpoint.every_minutes": 0.0,
+                           "epochs": 100.0}
+    process = runs.start(workdir, config=config, forked=False)
     while len(runs.losses(workdir)) < 3 and process.poll() is None:
         time.sleep(0.1)
     os.kill(process.pid, signal.SIGTERM)

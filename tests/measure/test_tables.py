@@ -27,7 +27,7 @@ def test_a_csv_file_holds_every_number_and_comes_whole(tmp_path, monkeypatch):
         found = [{key: float(text) for key, text in row.items()} for row in csv.DictReader(file)]
     assert found == ROWS
     with pytest.raises(ValueError, match="not in fieldnames"):
-        write_csv([*ROWS, ROWS[0] | {"more": 1}], path)
+        write_csv([ROWS[0], ROWS[1] | {"more": 1}], path)
     assert [p.name for p in path.parent.iterdir()] == ["widths.csv"]
     with open(path, newline="") as file:
         assert len(list(csv.DictReader(file))) == 2
