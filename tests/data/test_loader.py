@@ -195,7 +195,7 @@ def test_workers_end_with_a_killed_trainer(tmp_path):
 def test_waiting_is_measured_and_reported(monkeypatch):
     warnings = []
     monkeypatch.setattr(loader, "SLOW_SECONDS", 0.2)
-    monkeypatch.setattr(loader.logging, "warning",
+    monkeypatch.setattr(loader.log, "warning",
                         lambda text, *values: warnings.append(text % values))
     with batches(faulty(lambda i: time.sleep(0.005)), threads=1) as slow:
         next(slow)                                                   # 128 examples: 0.64 seconds
