@@ -20,7 +20,7 @@ from vit_efficient.zoo import create_model
 
 ARCH = "4,2,2,1|2,1,1,1|2,1,2,1|3,1,1,1|8,{}"       # heads of 8 channels at 8
 ASVIT = dict(name="asvit", num_classes=10, image_size=32, ape=True, drop_path=0.0)
-SRET = dict(name="sret", num_classes=10, image_size=32, heads=(2, 4), depth=(2, 2),
+SRET = dict(name="sret", num_classes=10, image_size=32, heads=(2, 4), depth=(1, 1),
             recursive_num=(1, 1), groups1=(4, 1), groups2=(2, 1), mlp_ratio=2.5, drop_path=0.0)
 FULL = {"asvit": ASVIT | dict(arch=ARCH.format(8)), "sret": SRET | dict(base_dims=(8, 8))}
 
