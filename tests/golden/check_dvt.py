@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from tests.golden.fill import image
-from tests.golden.reader import Fixture
+from tests.golden.reader import Fixture, constructed
 from vit_efficient import zoo
 from vit_efficient.data.device import mixing
 from vit_efficient.engine import optim
@@ -31,12 +31,9 @@ from vit_efficient.weights import interop, names
 ATOL = 2e-5             # two implementations in float32 agree within 5e-6
 RTOL = 1e-5             # of inner values, which reach 40
 NAMES = {"drop_path_rate": "drop_path", "img_size": "image_size"}
-SHRUNK = {              # which entries a weight setting multiplies; "lowvar" is "soft" and more
-    "soft": (".kqv.weight", ".kqv.bias"),
-    "lowvar": ("pos_embed", "cls_token", "tokens_to_token.project.weight",
-               "tokens_to_token.project.bias", "patch_embed.proj.weight",
-               "patch_embed.proj.bias")}
-SETTINGS = {"fill": (), "soft": ("soft",), "lowvar": ("soft", "lowvar")}
+FIXED = {"in_chans": 3, "tokens_type": "performer", "token_dim": 64, "hybrid_backbone": None,
+         "pretrained": False}     # arguments that our models do not have
+FILLED = "fill"         # the weight setting that multiplies nothing
 LUCK = 1e-6             # how improbable a draw may be
 SIGMAS = 5.0
 
@@ -45,26 +42,37 @@ def build(config: Mapping, **options) -> DVT:
     """The model that the file describes; reuse is on where it does not say."""
     options |= {flag: config[flag] for flag in ("feature_reuse", "relation_reuse")
                 if flag in config}
-    kwargs = {NAMES.get(key, key): value for key, value in config["kwargs"].items()}
-    return zoo.create_model(config["variant"], **options, **kwargs)
+    options |= constructed(config["kwargs"].plain(), NAMES, FIXED)
+    return zoo.create_model(config["variant"], **options)
 
 
 def weights(fixture: Fixture, model: DVT, setting: str) -> dict:
     """The model's variables in one of the weight settings, both ways through the state_dict."""
-    texts, state = fixture.config["weights"], fixture.state_dict()
+    state = fixture.state_dict()
     for name, array in state.items():
         if model.t2t and name.endswith(".pos_embed"):
             state[name] = t2t.sinusoid(*array.shape[1:])
-    for step in SETTINGS[setting]:
-        factor = np.float32(re.search(r"multiplied by ([\d.]*\d)", texts[step])[1])
+    for ends, factor in shrunk(fixture.config["weights"], setting):
         for name, array in state.items():
-            state[name] = array * factor if name.endswith(SHRUNK[step]) else array
+            state[name] = array * factor if name.endswith(ends) else array
     variables = interop.from_torch(model, state)
     back = interop.to_torch(model, variables)
     assert list(back) == list(state)
     for name, array in state.items():
         assert back[name].dtype == array.dtype and np.array_equal(back[name], array), name
     return variables
+
+
+def shrunk(texts: Mapping, setting: str) -> list[tuple[tuple[str, ...], np.float32]]:
+    """Which entries a weight setting multiplies after one another, by how their names end, and by
+    what, as its words say: "as 'fill', then every entry whose name ends with '.kqv.weight' or
+    '.kqv.bias' is multiplied by 0.25"."""
+    if setting == FILLED:
+        return []
+    first, ends, factor = re.match(r"as '(\w+)', then every entry whose name ends with (.+?) is "
+                                   r"multiplied by ([\d.]*\d)", texts[setting]).groups()
+    ends = tuple(word for word in re.findall(r"[\w.]+", ends) if word != "or")
+    return [*shrunk(texts, first), (ends, np.float32(factor))]
 
 
 def images(config: Mapping) -> np.ndarray:
@@ -84,7 +92,7 @@ def forward(fixture: Fixture) -> None:
     config = fixture.config
     model, x = build(config, scan=True), images(config)
     apply = jax.jit(model.apply)
-    for setting in SETTINGS:
+    for setting in config["weights"]:
         if not fixture.matching(f"{setting}_exit*"):
             continue
         variables = weights(fixture, model, setting)
@@ -94,9 +102,10 @@ def forward(fixture: Fixture) -> None:
         assert len(exits) == len(fixture.matching(f"{setting}_exit*"))
         for k, logits in enumerate(exits, 1):
             fixture.expect(f"{setting}_exit{k}", logits, atol=ATOL)
-        if setting == "fill":
-            half = jax.jit(model.clone(dtype=jnp.bfloat16).apply)(variables, x)
+        if setting == FILLED:
+            half = jax.jit(model.clone(dtype=jnp.bfloat16).apply)(variables, x[:1])
             for low, logits in zip(half, exits):
+                logits = logits[:1]
                 error = np.sqrt(np.square(low - logits).mean()) / logits.std()
                 assert low.dtype == jnp.float32 and error < 0.05, f"bfloat16: {error:.3f} of std"
 
@@ -118,9 +127,12 @@ def intermediates(fixture: Fixture) -> None:
     for stage, fields in model.stages().items():
         found = inner(out[stage], state["intermediates"][stage], Transformer(**fields),
                       jnp.asarray(x), rows.get(stage, slice(None)))
-        if (name := "relation_mlp_out_sample") in found:
-            step = re.search(r"query rows ::(\d+)", entries[f"<stage>/{name}"])[1]
-            found[name] = found[name][:, ::int(step)]
+        for name in found.keys() & {"block0_tokens_sample", "relation_mlp_out_sample"}:
+            text = entries[f"<stage>/{name}"]       # "channels 0,1,last, query rows ::7"
+            first = re.search(r"(?:tokens|channels) ([\d,]+),last", text)[1]
+            found[name] = found[name][np.array([*map(int, first.split(",")), -1])]
+            if step := re.search(r"query rows ::(\d+)", text):
+                found[name] = found[name][:, ::int(step[1])]
         wanted = {name.rpartition("/")[2] for name in fixture.matching(f"{stage}/*")}
         assert wanted <= found.keys()
         for name in wanted:
@@ -135,7 +147,7 @@ def inner(out: dict, captured: dict, stage: Transformer, x: jax.Array, rows) -> 
     blocks = {first: captured["blocks_0"], last: captured[f"blocks_{stage.depth - 1}"]}
     block0, side = blocks[first]["__call__"][0][0][0], stage.sides[0]
     found = {"tokens": out["tokens"][0], "features_sample": out["features"][0],
-             "block0_tokens_sample": block0[np.array([0, 1, 2, -1])]}
+             "block0_tokens_sample": block0}
     heads = {f"{first}_head0": (0, 0), f"{last}_last_head": (-1, -1)}
     for name, (layer, head) in heads.items():
         found[f"relation_{name}"] = out["relations"][layer, 0, head][rows]
@@ -151,7 +163,7 @@ def inner(out: dict, captured: dict, stage: Transformer, x: jax.Array, rows) -> 
             found[f"reused_relation_{name}"] = np.asarray(up)[rows]
         L, B, H, *sides = out["mixed"].shape
         channels = out["mixed"].swapaxes(0, 1).reshape(B, L * H, *sides)[0]
-        found["relation_mlp_out_sample"] = channels[np.array([0, 1, -1])]
+        found["relation_mlp_out_sample"] = channels
     if stage.upstream and stage.feature_reuse:
         for name, block in blocks.items():
             context = block["feature_resuse_mlp_1"]["__call__"][0]
@@ -227,7 +239,9 @@ def init(fixture: Fixture) -> None:
         stats = facts["stats"].plain()
         head = stats["normal_token.head.weight"]["shape"]
         model = zoo.create_model(variant, num_classes=head[0])
-        drawn = initial(model, tuple(stats))
+        used = {}
+        with nn.intercept_methods(partial(record, used)):
+            drawn = initial(model, tuple(stats))
         for name, row in stats.items():
             ours = drawn[name]
             assert list(ours.shape) == row.pop("shape"), name
@@ -238,7 +252,7 @@ def init(fixture: Fixture) -> None:
             assert all(low[key] <= row[key] <= high[key] for key in row), (name, row)
         if model.t2t:
             performers(facts, drawn)
-        settings(facts, model)
+        settings(facts, model, used)
 
 
 def initial(model: DVT, wanted: tuple[str, ...]) -> dict[str, np.ndarray]:
@@ -257,35 +271,33 @@ def initial(model: DVT, wanted: tuple[str, ...]) -> dict[str, np.ndarray]:
 
 
 def performers(facts: Mapping, drawn: dict[str, np.ndarray]) -> None:
-    """`w w^T` of the performers is 32 times the identity, up to rounding."""
+    """`w w^T` of the performers, [m, m], is m times the identity, up to rounding."""
     grams = [array @ array.T for name, array in drawn.items() if name.endswith(".w")]
     diagonal = [gram.diagonal() for gram in grams]
     others = max(np.abs(gram - np.diag(gram.diagonal())).max() for gram in grams)
+    m = len(grams[0])
     for low, high in ((np.min(diagonal), np.max(diagonal)),
                       facts["performer_w_gram_diag_minmax"].plain()):
-        assert 32 - 5e-5 < low <= high < 32 + 5e-5
+        assert m - 5e-5 < low <= high < m + 5e-5
     for most in (others, facts["performer_w_gram_offdiag_absmax"]):
         assert 0 <= most < 5e-5
 
 
-def settings(facts: Mapping, model: DVT) -> None:
+def record(used: dict[str, set[float]], call, args, kwargs, context):
+    """Notes a layer norm's epsilon or a dropout's rate in `used`, under its name in a stage."""
+    module = context.module
+    if isinstance(module, nn.LayerNorm | nn.Dropout):
+        stage, _, name = names.official((*module.path, "")).rstrip(".").partition(".")
+        value = getattr(module, "epsilon", None) or getattr(module, "rate", None)
+        used.setdefault(re.sub(r"Dropout\.\d$", "drop", name), set()).add(value)
+    return call(*args, **kwargs)
+
+
+def settings(facts: Mapping, model: DVT, used: dict[str, set[float]]) -> None:
     """Epsilons, dropout probabilities, scale and stochastic depth, in all stages alike."""
-    found = {}
-
-    def record(call, args, kwargs, context):
-        module = context.module
-        if isinstance(module, nn.LayerNorm | nn.Dropout):
-            stage, _, name = names.official((*module.path, "")).rstrip(".").partition(".")
-            value = getattr(module, "epsilon", None) or getattr(module, "rate", None)
-            found.setdefault(re.sub(r"Dropout\.\d$", "drop", name), set()).add(value)
-        return call(*args, **kwargs)
-
-    with nn.intercept_methods(record):
-        jax.eval_shape(partial(model.init, train=False), jax.random.key(0),
-                       jnp.zeros((1, model.image_size, model.image_size, 3)))
     for group in ("layernorm_eps", "dropout_p"):
         for name, value in facts[group].items():
-            assert found[name] == {value}, name
+            assert used[name] == {value}, name
     assert facts["attention_scale"] == (model.width // model.num_heads) ** -0.5
     np.testing.assert_allclose(linear_rates(model.drop_path, model.depth),
                                facts["drop_path"].plain(), rtol=1e-7)
@@ -357,16 +369,20 @@ def schedule(fixture: Fixture) -> None:
 def mixup_targets(fixture: Fixture) -> None:
     """Labels mixed by a share and smoothed, and both losses of logits against them."""
     label, logits = (jnp.asarray(fixture.given(name)) for name in ("labels", "logits"))
+    smoothing, classes = re.search(r"smoothing ([\d.]+), (\d+) classes",
+                                   fixture.config["what"]).groups()
+    smoothing, classes = float(smoothing), int(classes)
+    assert logits.shape == (len(label), classes)
     batch = {"image": jnp.zeros((len(label), 1, 1, 3)),
-             "label": jax.nn.one_hot(label, logits.shape[-1])}
+             "label": jax.nn.one_hot(label, classes)}
     losses = []
     for lam in fixture.config["lams"].plain():
         mixed = mixing.blend(batch, jnp.full((1, 1), lam), lam)["label"]
-        target = objective.soft_targets(mixed, logits.shape[-1], 0.1)
+        target = objective.soft_targets(mixed, classes, smoothing)
         fixture.expect(f"target_lam_{lam}", target, rtol=1e-6, atol=1e-7)
         losses.append(optax.softmax_cross_entropy(logits, target).mean())
     fixture.expect("soft_ce", jnp.stack(losses), rtol=1e-6)
-    target = objective.soft_targets(label, logits.shape[-1], 0.1)
+    target = objective.soft_targets(label, classes, smoothing)
     fixture.expect("label_smoothing_ce", optax.softmax_cross_entropy(logits, target).mean(),
                    rtol=1e-6)
 

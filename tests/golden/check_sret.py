@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.golden.fill import fill, image
-from tests.golden.reader import Fixture
+from tests.golden.reader import Fixture, constructed
 from vit_efficient import zoo
 from vit_efficient.layers.attention import Attention
 from vit_efficient.layers.position import bicubic
@@ -23,15 +23,14 @@ from vit_efficient.weights import interop, names
 ATOL = 2e-5             # float32 stays within 1.5e-6, small errors move logits by 5e-5
 RTOL = 1e-5             # of inner values, which reach 100
 RENAMED = {"drop_path_rate": "drop_path"}
-IGNORED = ("patch_size", "stride", "padding", "pretrained")         # the stem ignores three of them
+FIXED = {"patch_size": 16, "stride": 8, "padding": 0, "in_chans": 3, "pretrained": False}
 SLICED = {"SReT": True, "Distilled_SReT": True, "RecursiveTransformer": False,
           "DistilledRecursiveTransformer": False}
 
 
 def build(kwargs: dict) -> SReT:
     """The model that the authors' constructor makes of `kwargs`."""
-    return sret(**{RENAMED.get(key, key): value for key, value in kwargs.items()
-                   if key not in IGNORED})
+    return sret(**constructed(kwargs, RENAMED, FIXED))
 
 
 def like(named: SReT, model: SReT, *also: str) -> SReT:
@@ -96,8 +95,9 @@ def forward(fixture: Fixture) -> None:
         fixture.expect("logits_identity", identity["logits"], atol=ATOL)
 
     half = jax.jit(model.clone(dtype=jnp.bfloat16).apply)(
-        variables, images, permutations=permutations)
-    error = np.sqrt(np.square(half - out["logits"]).mean()) / out["logits"].std()
+        variables, images[:1], permutations=permutations)
+    logits = out["logits"][:1]
+    error = np.sqrt(np.square(half - logits).mean()) / logits.std()
     assert half.dtype == jnp.float32 and error < 0.05, f"bfloat16: {error:.3f} of the logits' std"
 
 
@@ -151,11 +151,14 @@ def modules(fixture: Fixture) -> None:
     config, x = fixture.config["modules"], jnp.asarray(fixture.given("x"))
     noise = np.random.RandomState(fixture.config["seed"]).standard_normal(x.shape)
     np.testing.assert_array_equal(x, noise.astype(np.float32))
-    permutation = fixture.given("attn_perm")
-    for name in ("attn", "attn1"):
+    permutation, apart = fixture.given("attn_perm"), x[:1]
+    small = float(re.search(r"take ([\d.e-]+) \* x", config["note"])[1]) * x
+    for name in config:
+        if not re.fullmatch(r"attn\d*", name):
+            continue
         toy = config[name]
         attention = Attention(toy["heads"], qkv_bias=toy["qkv_bias"])
-        bound = attention.bind(filled(attention, toy, name, jnp.zeros((1, 24, toy["dim"]))))
+        bound = attention.bind(filled(attention, toy, name, apart))
         second = toy["groups2"]
         fixture.expect(f"{name}_first", blocks.sliced(bound, x, toy["groups1"]), atol=ATOL)
         fixture.expect(f"{name}_second", blocks.sliced(
@@ -163,21 +166,21 @@ def modules(fixture: Fixture) -> None:
 
     toy = config["nll"]
     nonlinear = blocks.Nonlinear(toy["np_mlp_ratio"], blocks.Drops(), jnp.float32)
-    variables = filled(nonlinear, toy, "nll", jnp.zeros((1, 24, toy["dim"])), False)
+    variables = filled(nonlinear, toy, "nll", apart, False)
     fixture.expect("nll_out", nonlinear.apply(variables, x, False), atol=ATOL)
-    fixture.expect("nll_small", nonlinear.apply(variables, 1e-3 * x, False), atol=ATOL)
+    fixture.expect("nll_small", nonlinear.apply(variables, small, False), atol=ATOL)
 
     toy = config["block"]
     assert int(toy["dim"] * toy["mlp_ratio"]) == toy["hidden"]
-    block, variables = toy_block(toy, "block")
+    block, variables = toy_block(toy, "block", apart)
     first, second = toy["groups1"], toy["groups2"]
     apply = lambda x, groups, order: block.apply(variables, x, groups, order, 0.5, False)
     fixture.expect("block_first", apply(x, first, None), atol=ATOL)
     fixture.expect("block_second", apply(x, second, permutation if second > 1 else None), atol=ATOL)
-    fixture.expect("block_small_first", apply(1e-3 * x, first, None), atol=ATOL)
+    fixture.expect("block_small_first", apply(small, first, None), atol=ATOL)
 
     toy, many = config["block_drop"], fixture.given("x4")
-    block, variables = toy_block(toy, "block_drop")
+    block, variables = toy_block(toy, "block_drop", many[:1])
     masks = [mask.reshape(-1, 1, 1) == 1 for mask in fixture.given("block_drop_masks")]
     with mock.patch("jax.random.bernoulli", side_effect=masks):
         out = block.apply(variables, many, toy["groups1"], None, toy["drop_path"], True,
@@ -190,8 +193,9 @@ def stem_and_pool(fixture: Fixture) -> None:
     """The convolutions of the file of single modules."""
     config, images, grid = fixture.config["modules"], fixture.given("image"), fixture.given("grid")
     toy = config["stem"]
+    assert toy["in_chans"] == images.shape[-1]
     stem = blocks.Stem(toy["channels"], jnp.float32)
-    variables = filled(stem, toy, "stem", jnp.zeros((1, 16, 16, toy["in_chans"])), False)
+    variables = filled(stem, toy, "stem", images[:1], False)
     fixture.expect("stem_eval", stem.apply(variables, images, False), atol=ATOL)
     out, changed = stem.apply(variables, images, True, mutable=["batch_stats"])
     fixture.expect("stem_train", out, atol=ATOL)
@@ -201,19 +205,21 @@ def stem_and_pool(fixture: Fixture) -> None:
         else:
             fixture.expect(f"stem_after|{names.official(path)}", value, atol=1e-6, rtol=1e-6)
     toy = config["pool"]
+    assert toy["in_dim"] == grid.shape[-1]
     pool = blocks.Pool(toy["out_dim"], jnp.float32)
-    variables = filled(pool, toy, "pool", jnp.zeros((1, 4, 4, toy["in_dim"])))
+    variables = filled(pool, toy, "pool", grid[:1])
     fixture.expect("pool_out", pool.apply(variables, grid), atol=ATOL)
 
 
-def toy_block(toy, name: str) -> tuple[blocks.Block, dict]:
-    """A block of the file of single modules, and its weights."""
+def toy_block(toy, name: str, x: jax.Array) -> tuple[blocks.Block, dict]:
+    """A block of the file of single modules, and its weights for inputs such as `x`."""
     block = blocks.Block(toy["heads"], toy["mlp_ratio"], blocks.Drops(), jnp.float32)
-    return block, filled(block, toy, name, jnp.zeros((1, 24, toy["dim"])), 1, None, 0.0, False)
+    return block, filled(block, toy, name, x, 1, None, 0.0, False)
 
 
 def filled(module, toy, prefix: str, *inputs) -> dict:
     """A module's variables with the filled weights; its arrays must be those of the file's list."""
+    assert toy.get("dim", inputs[0].shape[-1]) == inputs[0].shape[-1]
     shapes = traverse_util.flatten_dict(
         jax.eval_shape(lambda: module.init(jax.random.key(0), *inputs)))
     listed = {name: tuple(shape) for name, shape in toy["params"].plain()}

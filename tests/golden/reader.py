@@ -16,7 +16,7 @@ from tests.golden.fill import fill
 # How a file was made and what is in it, in words; noise that was measured. Nothing to check.
 DESCRIPTIVE = ("about", "build", "cli_defaults", "doc", "entries", "fixture",
                "float32_vs_float64_max_abs", "formula", "input_doc", "keys", "kind", "mask_rule",
-               "method", "note", "origin", "outputs", "params_doc", "rule", "rules", "seed",
+               "method", "note", "origin", "outputs", "params_doc", "rule", "rules",
                "standalone_vs_sliced_max_abs_diff", "weight_scale_doc", "weights", "what")
 
 
@@ -139,6 +139,15 @@ class Fixture:
         """What no check has looked at: arrays, and the leaves of the JSON texts."""
         return ([name for name in self._arrays if name not in self._read]
                 + [path for text in self._texts.values() for path in text.unread()])
+
+
+def constructed(kwargs: dict, renamed: dict[str, str], fixed: dict[str, Any]) -> dict[str, Any]:
+    """Options of our maker for the arguments of an official constructor: some have another name
+    here, and `fixed` are those that our models do not have, with the only value of each."""
+    for name in kwargs.keys() & fixed.keys():
+        assert kwargs[name] == fixed[name], (
+            f"{name} = {kwargs[name]}: the models here have only {fixed[name]}")
+    return {renamed.get(name, name): value for name, value in kwargs.items() if name not in fixed}
 
 
 def _leaves(value: Any, path: str) -> Iterator[str]:
