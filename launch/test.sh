@@ -31,6 +31,10 @@ make_venv "$venv" "$python" "${packages[@]}" "launch/constraints/$lane.txt"
 echo "lane $lane: $("$python" --version)$("$venv/bin/python" -m pip freeze --disable-pip-version-check |
   sed -nE 's/^(jax|flax|optax|orbax-checkpoint|grain|numpy|torch)==/, \1 /p' | tr -d '\n')"
 export JAX_PLATFORMS=cpu
+# Freed memory stays with the process: for weights of hundreds of megabytes, made and dropped test by
+# test, the kernel else needs half as long as the tests themselves.
+keep=glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592
+export GLIBC_TUNABLES=${GLIBC_TUNABLES:+$GLIBC_TUNABLES:}$keep
 if [ -n "$folder" ]; then
   exec "$venv/bin/python" -m tests.lanes "$folder" "$lane"
 fi
