@@ -10,7 +10,7 @@ import pytest
 
 from tests.runs import ROOT, SMALL
 import vit_efficient
-from vit_efficient import papers, registry, zoo
+from vit_efficient import papers, registry
 from vit_efficient.engine import metrics
 from vit_efficient.engine.assemble import assemble
 from vit_efficient.jobs.train import train

@@ -110,6 +110,7 @@ def test_host_transforms_follow_the_group():
     (dict(scale=(float("nan"), 1.0)), "augment.scale"),
     (dict(ratio=(-1.0, 1.0)), "augment.ratio"), (dict(ratio=(2.0, 1.0)), "augment.ratio"),
     (dict(std=(0.2, 0.0, 0.2)), "augment.std"),
+    (dict(padding=4), "augment.padding = 4: only augment.crop = padded reads it"),
     (dict(randaugment=9.0, three_augment=True), "randaugment = 9: .* augment.three_augment"),
     (dict(randaugment=0.0, color_jitter=0.4), "randaugment = 0: .* augment.color_jitter = 0.4"),
     (dict(erase=0.25, device=("normalize", "mix")), "must hold 'erase' once"),

@@ -152,3 +152,58 @@ def test_a_pattern_without_a_parameter_is_refused():
     made = optim.make_optimizer(Length(10, 10, 10), (), lr=0.1, trained=("*.attn.*",))
     with pytest.raises(ValueError, match=r"optim.trained: no parameter matches \*.attn.\*"):
         made.init({"head": {"bias": jnp.ones(2)}})
+
+
+@pytest.mark.parametrize("decay", ["matrices", "all"])
+def test_sgd_is_torchs(decay):
+    """`d = g + wd w`, `buf = momentum buf + d`, `w -= lr buf`, written out in float64; a slower
+    part's peak is a share of the others', its floor is theirs."""
+    length = Length(4, 1, 4)
+    optimizer = optim.make_optimizer(
+        length, ("pos_embed",), lr=0.1, min_lr=0.01, schedule="official", lag=0, weight_decay=0.3,
+        method="sgd", momentum=0.7, decay=decay, slower=(("head/*", 0.5), ("*/bias", 0.0625)))
+    rng = np.random.default_rng(0)
+    params = {"fc": {"kernel": rng.normal(size=(3, 2)), "bias": rng.normal(size=2)},
+              "head": {"bias": rng.normal(size=2)}, "pos_embed": rng.normal(size=(1, 4, 2))}
+    everywhere = 0.3 * (decay == "all")
+    wd = jax.tree.leaves({"fc": {"kernel": 0.3, "bias": everywhere}, "head": {"bias": everywhere},
+                          "pos_embed": 0.0})
+    peak = jax.tree.leaves({"fc": {"kernel": 0.1, "bias": 0.00625}, "head": {"bias": 0.05},
+                            "pos_embed": 0.1})
+    flat, tree = jax.tree.flatten(params)
+    buffers = [np.zeros_like(w) for w in flat]
+    got = jax.tree.map(jnp.float32, params)
+    state = optimizer.init(got)
+    for step in range(10):
+        grads = [rng.normal(size=w.shape) for w in flat]
+        given = jax.tree.map(jnp.float32, jax.tree.unflatten(tree, grads))
+        got, state = optim.apply(optimizer, given, state, got, step)
+        for i, g in enumerate(grads):
+            buffers[i] = 0.7 * buffers[i] + g + wd[i] * flat[i]
+            rate = 0.01 + (peak[i] - 0.01) * (1 + np.cos(np.pi * (step // 4) / 4)) / 2
+            flat[i] = flat[i] - rate * buffers[i]
+    for a, b in zip(jax.tree.leaves(got), flat):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
+
+
+def test_what_decays_may_be_said_anew():
+    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2), "cls_token": jnp.ones((1, 1, 2))}
+    mask = lambda *options: optim.decays(*options)(params)
+    assert mask(("cls_token",)) == {"kernel": True, "bias": False, "cls_token": False}
+    assert mask((), "all") == dict.fromkeys(params, True)
+    made = optim.make_optimizer(Length(10, 10, 10), ("cls_token",), lr=0.1, weight_decay=0.5,
+                                no_decay=())
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    moved, _ = optim.apply(made, zeros, made.init(params), params, 0)
+    assert [bool((moved[name] < 1).all()) for name in ("kernel", "bias", "cls_token")] == [
+        True, False, True]
+
+
+@pytest.mark.parametrize("options, words", [
+    (dict(momentum=0.5), "optim.momentum = 0.5: optim.method = adamw does not read it"),
+    (dict(slower=(("*/heads/*", 0.1),)), r"optim.slower: no parameter matches \*/heads/\*")])
+def test_what_an_optimizer_does_not_read_is_refused(options, words):
+    params = {"head": {"bias": jnp.ones(2)}}
+    with pytest.raises(ValueError, match=words):
+        made = optim.make_optimizer(Length(10, 10, 10), (), lr=0.1, **options)
+        optim.apply(made, params, made.init(params), params, 0)

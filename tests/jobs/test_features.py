@@ -68,9 +68,9 @@ def test_the_same_command_goes_on_after_a_kill(config, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="cannot be read"):
         Stored(tmp_path / "parts")
     monkeypatch.setattr(disk, "write_json", write)
-    batches = job.evaluation_batches
-    monkeypatch.setattr(job, "evaluation_batches", lambda source, *rest, **options: (
-        first.append(source.first), batches(source, *rest, **options))[1])
+    rows = job.rows
+    monkeypatch.setattr(job, "rows", lambda run, source, program: (
+        first.append(source.indices[0]), rows(run, source, program))[1])
     features(config, tmp_path, out=str(tmp_path / "parts"))
     features(config, tmp_path, out=str(tmp_path / "parts"))         # is there
     assert first == [4 * 128]

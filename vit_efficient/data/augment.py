@@ -19,7 +19,7 @@ from vit_efficient.data.host import crops as host
 from vit_efficient.data.host.color import color_jitter as jitter
 from vit_efficient.data.host.color import three_augment as one_of_three
 from vit_efficient.data.host.randaugment import rand_augment
-from vit_efficient.settings.values import Count, Fraction, NonNegative, Range
+from vit_efficient.settings.values import Count, Fraction, NonNegative, Range, Whole
 
 _Portion = Annotated[float, Range(0, 1, above=True)]
 _Magnitude = Annotated[float, Range(0, 10)]
@@ -27,9 +27,10 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Augment(NamedTuple):
-    """`train(image, size, rng)` and `evaluate(image, size)` on the host: uint8 [h, w, 3] -> uint8
-    [size, size, 3]; `on_device(batch, key, num_classes)` at the start of a training step,
-    `normalize(batch)` at that of an evaluation; `repeats` as in `phases.Position`."""
+    """`train(image, size, rng)` and `evaluate(image, size, rng=None)`, which draws nothing, on the
+    host: uint8 [h, w, 3] -> uint8 [size, size, 3]; `on_device(batch, key, num_classes)` at the
+    start of a training step, `normalize(batch)` at that of an evaluation; `repeats` as in
+    `phases.Position`."""
     train: Callable
     evaluate: Callable
     on_device: Callable
@@ -37,9 +38,11 @@ class Augment(NamedTuple):
     repeats: int
 
 
-def make_augment(*, crop: Literal["random_resized", "resize", "src", "center"] = "random_resized",
+def make_augment(*, crop: Literal["random_resized", "resize", "src", "center",
+                                "padded"] = "random_resized",
                  scale: tuple[float, float] = (0.08, 1.0),
-                 ratio: tuple[float, float] = (3 / 4, 4 / 3), flip: Fraction = 0.5,
+                 ratio: tuple[float, float] = (3 / 4, 4 / 3), padding: Whole = 0,
+                 flip: Fraction = 0.5,
                  interpolation: Literal["bicubic", "bilinear", "random"] = "bicubic",
                  randaugment: _Magnitude | None = None, three_augment: bool = False,
                  color_jitter: Fraction = 0.0, repeats: Count = 1, eval_crop: _Portion = 0.875,
@@ -54,9 +57,11 @@ def make_augment(*, crop: Literal["random_resized", "resize", "src", "center"] =
 
     Args:
       crop: "resize" trains on the whole image, squeezed to the square; "src" is DeiT III's simple
-        random crop, "center" the evaluated centre. `scale` and `ratio` are read by
-        "random_resized" alone.
+        random crop, "center" the evaluated centre, "padded" a square at a random place of the
+        image, whose short side is resized to the square's and which `padding` surrounds.
+        `scale` and `ratio` are read by "random_resized" alone.
       scale, ratio: least and largest share of the image's area, and width/height, of a crop.
+      padding: black pixels around the resized image, of crop "padded" alone.
       flip: probability of mirroring.
       interpolation: of crops and RandAugment; "random" draws one, and evaluates with bicubic.
       randaugment: the magnitude m of `rand-m<m>-mstd0.5-inc1`; None is without.
@@ -73,6 +78,9 @@ def make_augment(*, crop: Literal["random_resized", "resize", "src", "center"] =
     Raises:
       ValueError: values that do not go together.
     """
+    if padding and crop != "padded":
+        raise ValueError(f"augment.padding = {padding}: only augment.crop = padded reads it, this "
+                         f"is {crop}")
     _check_values(scale, ratio, std, randaugment, three_augment, color_jitter)
     transforms = {
         "normalize": partial(normalize, mean=tuple(mean), std=tuple(std)),
@@ -85,8 +93,8 @@ def make_augment(*, crop: Literal["random_resized", "resize", "src", "center"] =
                                             interpolation=interpolation),
         three_augment and one_of_three,
         color_jitter and partial(jitter, strength=color_jitter))
-    square = partial(host.train, crop=crop, scale=tuple(scale), ratio=tuple(ratio), flip=flip,
-                     interpolation=interpolation, eval_crop=eval_crop)
+    square = partial(host.train, crop=crop, scale=tuple(scale), ratio=tuple(ratio),
+                     padding=padding, flip=flip, interpolation=interpolation, eval_crop=eval_crop)
     train = partial(_train, square=square, changes=tuple(filter(None, changes)))
     evaluate = partial(host.evaluate, eval_crop=eval_crop,
                        interpolation="bicubic" if interpolation == "random" else interpolation)

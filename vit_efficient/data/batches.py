@@ -103,11 +103,13 @@ class EvaluationBatches:
     records, are black with weight 0.
 
     Any `batch_size`: each batch is filled up to a multiple of the parts that the mesh cuts it into.
+    The transform is `(image, size, rng)` as in training; one that draws, as a random crop, draws
+    for an example what follows from `seed` and the example's number alone.
     """
 
     def __init__(self, source: Source, transform: Callable, image_size: int, batch_size: int,
-                 share: Share):
-        self.source, self.share = source, share
+                 share: Share, seed: int = 0):
+        self.source, self.share, self.seed = source, share, seed
         self.transform = _of_example(transform, evaluation_clip, source.frames)
         self.batch_size, self.image_size = batch_size, image_size
 
@@ -122,7 +124,8 @@ class EvaluationBatches:
             if example < end:
                 try:
                     image, batch["label"][row] = self.source[example]
-                    batch["image"][row] = self.transform(image, self.image_size)
+                    rng = order.generator(self.seed, 0, example, 0)
+                    batch["image"][row] = self.transform(image, self.image_size, rng)
                     batch["weight"][row] = 1
                 except BadImage as error:
                     batch["bad"][example] = str(error)

@@ -24,10 +24,12 @@ def train_clip(clip: Sequence, size: int, rng: np.random.Generator, *, frames: i
     return np.stack([transform(clip[i], size, copy.deepcopy(rng)) for i in chosen])
 
 
-def evaluation_clip(clip: Sequence, size: int, *, frames: int, transform: Callable) -> np.ndarray:
-    """uint8 [frames, size, size, 3]: the middle frame of each segment under
-    `transform(image, size)`."""
-    return np.stack([transform(clip[i], size) for i in spaced(len(clip), frames)])
+def evaluation_clip(clip: Sequence, size: int, rng: np.random.Generator, *, frames: int,
+                    transform: Callable) -> np.ndarray:
+    """uint8 [frames, size, size, 3]: the middle frame of each segment, every one under the same
+    draws of `transform(image, size, rng)`, where it draws."""
+    return np.stack([transform(clip[i], size, copy.deepcopy(rng))
+                     for i in spaced(len(clip), frames)])
 
 
 def image_shape(count: int, frames: int | None, size: int) -> tuple[int, ...]:

@@ -56,13 +56,17 @@ def train_batches(data: Data, transform: Callable, phases: Phases, batch_size: i
 
 
 def evaluation_batches(source: Source, transform: Callable, image_size: int, batch_size: int,
-                       sharding: jax.sharding.Sharding, *, workers: Whole = 0, threads: Count = 8,
-                       prefetch: Count = 2) -> "Batches":
-    """Every example of `source` exactly once, by a `transform(image, size)` as `Augment.evaluate`;
-    padding has `weight` 0. Arrays and keywords as in `train_batches`; the keywords are those of the
-    group `loader`."""
+                       sharding: jax.sharding.Sharding, seed: int = 0, *, workers: Whole = 0,
+                       threads: Count = 8, prefetch: Count = 2) -> "Batches":
+    """Every example of `source` exactly once, in order; padding has `weight` 0. Arrays and keywords
+    as in `train_batches`; the keywords are those of the group `loader`.
+
+    Args:
+      transform: `(image, size, rng) -> uint8 [size, size, 3]`, as `Augment.evaluate`, or one that
+        draws, from `seed` and the example's number alone.
+    """
     batches = EvaluationBatches(source=source, transform=transform, image_size=image_size,
-                                batch_size=batch_size, share=share_of(sharding))
+                                batch_size=batch_size, share=share_of(sharding), seed=seed)
     return Batches(batches=batches, sharding=sharding, workers=workers, threads=threads,
                    prefetch=prefetch)
 

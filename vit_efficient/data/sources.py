@@ -1,5 +1,5 @@
 """Config group `data`: where images and labels come from; indexed, so that any step can be had."""
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import importlib
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TypedDict
@@ -111,6 +111,24 @@ def named_images(images: Images, usual: Mapping[str, Any]) -> dict[str, Any]:
         named = {"source": source, "name" if source == "tfds" else "path": place}
         return named | ({"frames": CLIP_FRAMES} if source == "clips" else {})
     return dict(usual)
+
+
+class Chosen:
+    """The examples of `source` at `indices`, in their order, as a source of its own."""
+
+    def __init__(self, source: Source, indices: Sequence[int]):
+        self.source, self.indices = source, indices
+        self.classes, self.frames = source.classes, source.frames
+        self.max_bad_records = source.max_bad_records
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
+        return self.source[int(self.indices[i])]
+
+    def __str__(self) -> str:
+        return str(self.source)
 
 
 class Arrays:

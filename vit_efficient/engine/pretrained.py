@@ -14,6 +14,7 @@ from vit_efficient.engine import state as states
 from vit_efficient.engine.checkpoint import Checkpoints, read_weights, stored_shapes
 from vit_efficient.settings.store import load_stored
 from vit_efficient.weights import files, interop
+from vit_efficient.weights.entry import Entry
 from vit_efficient.zoo import create_model
 
 log = logging.getLogger(__name__)
@@ -80,6 +81,15 @@ def stored(path: Path, name: str | None = None,
     model = _model(config, variables)
     kind = kind or ("ema" if fields["ema"] else "raw")
     return model, variables, describe(model, config) | {"step": step, "kind": kind}
+
+
+def beside(path: Path) -> dict[str, Any]:
+    """What an official file holds beside the weights, as the thresholds of a DVT: plain values by
+    their keys, arrays as numpy; {} of a `.safetensors`. Raises ValueError where it cannot be read.
+    """
+    skipped = {*files.RAW, *files.AVERAGED, files.OURS}
+    return {key: np.asarray(value) if isinstance(value, Entry) else value
+            for key, value in files.read(path).items() if key not in skipped}
 
 
 def describe(model: nn.Module, config: ConfigDict) -> dict[str, Any]:

@@ -7,12 +7,12 @@ The file loads into the authors' code and, by `init_from`, into any run of this 
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 from ml_collections import ConfigDict
 
 from vit_efficient.engine import start as starts
 from vit_efficient.engine.assemble import assemble
-from vit_efficient.weights import files, interop
+from vit_efficient.engine.exports import write_export
+from vit_efficient.weights import files
 
 
 def export(config: ConfigDict, workdir: Path, *, out: str, weights: str | None = None,
@@ -32,11 +32,5 @@ def export(config: ConfigDict, workdir: Path, *, out: str, weights: str | None =
     workdir = Path(workdir)
     run = assemble(config) if starts.is_given(config, workdir) else None
     model, variables, about = starts.chosen(run, workdir, weights, kind)
-    state_dict = interop.to_torch(model, variables)
-    if jax.process_index() == 0:
-        files.write(path, state_dict, container=model.container, about=about,
-                    extras=model.extras())
-        options = ", ".join(f"{key} = {value}" for key, value in about["model"].items())
-        print(f"{path}: {len(state_dict)} entries, {about['kind']} weights of step "
-              f"{about['step']}\n{options}")
+    write_export(path, model, variables, about)
     return about

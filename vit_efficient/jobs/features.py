@@ -5,6 +5,7 @@
 
 Another run reads the folder as `teacher.stored` (data/stored.py, where its format stands).
 """
+from functools import partial
 import json
 import logging
 from pathlib import Path
@@ -16,14 +17,15 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from vit_efficient import disk
-from vit_efficient.data.loader import evaluation_batches
-from vit_efficient.data.sources import Source
+from vit_efficient.data.sources import Chosen
 from vit_efficient.data.stored import ABOUT, ARRAY, FORMAT, Kind, describe, sampled
-from vit_efficient.engine import machine, sharding
+from vit_efficient.engine import machine
 from vit_efficient.engine import start as starts
 from vit_efficient.engine import state as states
 from vit_efficient.engine.assemble import assemble
 from vit_efficient.engine.manifest import checksum, manifest
+from vit_efficient.engine.rows import rows
+from vit_efficient.engine.run import Run
 from vit_efficient.engine.teacher import check_kind, signal, signal_shape
 from vit_efficient.seams import objective
 from vit_efficient.seams.phases import Phase
@@ -63,59 +65,36 @@ def features(config: ConfigDict, workdir: Path, *, out: str, kind: Kind = "class
              "step": step, "weights": checksum(manifest(chosen))}
     if not _finished(folder, about):
         forward = objective.Forward(run.model, Phase(), run.phases.scalars)
-        rows = (len(source), *signal_shape(forward, kind))
-        array, done = _begin(folder, about, rows)
-        log.info("%s: %d of %d rows are there", folder, done, rows[0])
-        _fill(run, forward, chosen, kind, array, done, folder / PROGRESS, about)
+        array, done = _begin(folder, about, (len(source), *signal_shape(forward, kind)))
+        log.info("%s: %d of %d rows are there", folder, done, len(array))
+        _fill(run, forward, chosen, array, done, folder / PROGRESS, about)
         disk.write_json(folder / ABOUT, about)
     (folder / PROGRESS).unlink(missing_ok=True)
     print(f"{folder}: {kind} of {len(source)} images by {config.model.name}, step {step}")
     return about
 
 
-class _Rest:
-    """The examples of a source from `first` on."""
-
-    def __init__(self, source: Source, first: int):
-        self.source, self.first = source, first
-        self.classes, self.frames = source.classes, source.frames
-        self.max_bad_records = source.max_bad_records
-
-    def __len__(self) -> int:
-        return len(self.source) - self.first
-
-    def __getitem__(self, i: int):
-        return self.source[self.first + i]
-
-    def __str__(self) -> str:
-        return str(self.source)
-
-
-def _fill(run, forward, weights: dict, kind: Kind, array: np.ndarray, done: int, progress: Path,
-          about: dict) -> None:
-    """Computes the rows from `done` on."""
+def _fill(run: Run, forward: objective.Forward, weights: dict, array: np.ndarray, done: int,
+          progress: Path, about: dict) -> None:
+    """Computes the rows from `done` on; those of bad records are zero."""
     @jax.jit
     def program(weights: dict, batch: dict) -> jax.Array:
         fixed = {"collections": weights["collections"], "step": jnp.int32(about["step"])}
         images = run.augment.normalize(batch)["image"]
-        return signal(forward, weights["params"], fixed, images, kind).astype(jnp.float16)
+        return signal(forward, weights["params"], fixed, images, about["kind"]).astype(jnp.float16)
 
-    with evaluation_batches(_Rest(run.data.train, done), run.augment.evaluate, run.image_size,
-                            run.config.batch_size, sharding.batch_sharding(run.mesh),
-                            **run.config.loader) as batches:
-        for i, batch in enumerate(batches, 1):
-            count = min(run.config.batch_size, len(array) - done)
-            found = np.asarray(program(weights, batch))[:count]
-            good = np.asarray(batch["weight"])[:count] > 0
-            if not np.isfinite(found[good]).all():
-                raise ValueError(f"--kind={kind}: a number among rows {done} to {done + count} is "
-                                 "not finite in float16")
-            array[done:done + count] = np.where(good.reshape(-1, *[1] * (found.ndim - 1)), found, 0)
-            done += count
-            if i % SAVED_BATCHES == 0:
-                array.flush()
-                disk.write_json(progress, about | {"done": done})
-                log.info("%d of %d rows", done, len(array))
+    rest, first = Chosen(run.data.train, range(done, len(array))), done
+    for i, (places, said, end) in enumerate(rows(run, rest, partial(program, weights)), 1):
+        if not np.isfinite(said).all():
+            raise ValueError(f"--kind={about['kind']}: a number among rows {done} to {first + end} "
+                             "is not finite in float16")
+        array[done:first + end] = 0
+        array[first + places] = said
+        done = first + end
+        if i % SAVED_BATCHES == 0:
+            array.flush()
+            disk.write_json(progress, about | {"done": done})
+            log.info("%d of %d rows", done, len(array))
     array.flush()
 
 
@@ -136,7 +115,7 @@ def _same(path: Path, about: dict) -> dict:
     return there
 
 
-def _begin(folder: Path, about: dict, rows: tuple[int, ...]) -> tuple[np.ndarray, int]:
+def _begin(folder: Path, about: dict, shape: tuple[int, ...]) -> tuple[np.ndarray, int]:
     """The array to fill, mapped from its file, and how many of its rows are there."""
     progress, done = folder / PROGRESS, 0
     if progress.exists():
@@ -149,4 +128,4 @@ def _begin(folder: Path, about: dict, rows: tuple[int, ...]) -> tuple[np.ndarray
         disk.write_json(progress, about | {"done": 0})
     if done:
         return np.load(folder / ARRAY, mmap_mode="r+"), done
-    return np.lib.format.open_memmap(folder / ARRAY, "w+", np.float16, rows), 0
+    return np.lib.format.open_memmap(folder / ARRAY, "w+", np.float16, shape), 0

@@ -83,6 +83,24 @@ def test_a_box_has_at_least_one_pixel():
     assert host.crop_box(2, 1, (1.0, 1.0), (1 / 6, 1 / 5), np.random.default_rng(0)) == (0, 0, 2, 1)
 
 
+@pytest.mark.parametrize("shape, padding", [((40, 60), 5), ((50, 50), 0)])
+def test_padded_random_crop_is_torchvisions(shape, padding):
+    """Resize(24), RandomCrop(24, padding), black outside, pixel by pixel."""
+    image, places = photo(*shape), []
+    recipe = RECIPE | {"crop": "padded", "padding": padding, "flip": 0.0}
+    height, width = (int(24 * side / min(shape)) for side in shape)
+    padded = np.zeros((height + 2 * padding, width + 2 * padding, 3), np.uint8)
+    padded[padding:padding + height, padding:padding + width] = host.resized(
+        image, height, width, "bicubic")
+    for seed in range(400):
+        out = host.train(image, 24, np.random.default_rng(seed), **recipe)
+        top, left = (int(u * (side - 24 + 1)) for u, side in
+                     zip(np.random.default_rng(seed).random(2), padded.shape))
+        np.testing.assert_array_equal(out, padded[top:top + 24, left:left + 24])
+        places.append((top, left))
+    assert [len(set(axis)) for axis in zip(*places)] == [side - 23 for side in padded.shape[:2]]
+
+
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 def test_training_image_is_pillows(interpolation):
     image, flips = photo(120, 90), 0

@@ -18,7 +18,7 @@ SRC_PADDING = 4
 
 def train(image: np.ndarray, size: int, rng: np.random.Generator, *, crop: str,
           scale: tuple[float, float], ratio: tuple[float, float], flip: float,
-          interpolation: str, eval_crop: float) -> np.ndarray:
+          interpolation: str, eval_crop: float, padding: int = 0) -> np.ndarray:
     """A square of the image, maybe mirrored; `crop` is of `make_augment`."""
     if crop == "random_resized":
         top, left, height, width = crop_box(*image.shape[:2], scale, ratio, rng)
@@ -26,7 +26,9 @@ def train(image: np.ndarray, size: int, rng: np.random.Generator, *, crop: str,
     if interpolation == "random":
         interpolation = "bilinear" if rng.random() < 0.5 else "bicubic"
     if crop == "src":
-        image = simple_crop(image, size, interpolation, rng)
+        image = padded_crop(image, size, interpolation, rng, SRC_PADDING, mode="reflect")
+    elif crop == "padded":
+        image = padded_crop(image, size, interpolation, rng, padding, mode="constant")
     elif crop == "center":
         image = evaluate(image, size, eval_crop=eval_crop, interpolation=interpolation)
     else:
@@ -34,18 +36,21 @@ def train(image: np.ndarray, size: int, rng: np.random.Generator, *, crop: str,
     return image[:, ::-1] if rng.random() < flip else image
 
 
-def simple_crop(image: np.ndarray, size: int, interpolation: str,
-                rng: np.random.Generator) -> np.ndarray:
-    """The simple random crop of DeiT III: the short side resized to `size`, every side mirrored
-    outwards by 4 pixels, a square of `size` at a uniform place."""
+def padded_crop(image: np.ndarray, size: int, interpolation: str, rng: np.random.Generator,
+                padding: int, *, mode: str) -> np.ndarray:
+    """The short side resized to `size`, every side padded by `padding` pixels, a square of `size`
+    at a uniform place. Mirrored outwards (`reflect`) by 4 it is the simple random crop of DeiT III,
+    padded black (`constant`) torchvision's RandomCrop, as the papers transfer to CIFAR."""
     image = resized(image, *short_side_to(size, *image.shape[:2]), interpolation)
-    image = np.pad(image, ((SRC_PADDING, SRC_PADDING),) * 2 + ((0, 0),), mode="reflect")
+    image = np.pad(image, ((padding, padding),) * 2 + ((0, 0),), mode=mode)
     top, left = (int(rng.random() * (side - size + 1)) for side in image.shape[:2])
     return image[top:top + size, left:left + size]
 
 
-def evaluate(image: np.ndarray, size: int, *, eval_crop: float, interpolation: str) -> np.ndarray:
-    """The short side resized to `size / eval_crop`, then the centre of `size` by `size`."""
+def evaluate(image: np.ndarray, size: int, rng: np.random.Generator | None = None, *,
+             eval_crop: float, interpolation: str) -> np.ndarray:
+    """The short side resized to `size / eval_crop`, then the centre of `size` by `size`; nothing is
+    drawn."""
     image = pillow_resized(image, *short_side_to(int(size / eval_crop), *image.shape[:2]),
                            interpolation)
     top, left = (round((side - size) / 2) for side in image.shape[:2])

@@ -13,6 +13,7 @@ from vit_efficient.engine import machine
 from vit_efficient.engine import start as starts
 from vit_efficient.engine import state as states
 from vit_efficient.engine.assemble import assemble
+from vit_efficient.engine.exports import write_export
 from vit_efficient.engine.overview import parameters
 from vit_efficient.engine.validation import Validation
 from vit_efficient.layers.slimmable import Slimmable
@@ -24,7 +25,7 @@ from vit_efficient.papers.scala.models import Scala
 from vit_efficient.papers.scala.widths import width_name
 from vit_efficient.seams.model import shapes
 from vit_efficient.settings.values import Count, Fraction, keywords
-from vit_efficient.weights import files, interop
+from vit_efficient.weights import files
 from vit_efficient.zoo import COMMON, create_model
 
 
@@ -141,14 +142,10 @@ def export(config: ConfigDict, workdir: Path, *, out: str, ratio: Fraction | Non
     if isinstance(free, Scala):
         about["timm"] = {"embed_dim": net.width, "num_heads": net.num_heads,
                          "layer_norm_eps": net.epsilon}
-    state_dict = interop.to_torch(net, narrow)
-    if jax.process_index() == 0:
-        files.write(path, state_dict, container=net.container, about=about, extras={})
-        sizes = ", ".join(f"{key} = {value}" for key, value in about.get("timm", options).items())
-        print(f"{path}: {len(state_dict)} entries, {about['kind']} weights of step "
-              f"{about['step']} at width {ratio:g}\n"
-              f"{options['name']} of {sizes}; its logits are within {difference:.1e} of the full "
-              "model's at this width")
+    sizes = ", ".join(f"{key} = {value}" for key, value in about.get("timm", options).items())
+    write_export(path, net, narrow, about,
+                 note=f"at width {ratio:g}: {options['name']} of {sizes}; its logits are within "
+                      f"{difference:.1e} of the full model's at this width")
     return about
 
 
