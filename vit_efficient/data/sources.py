@@ -12,7 +12,7 @@ from vit_efficient.settings.values import Count, Whole
 IMAGENET = {"source": "tfds", "name": "imagenet2012"}
 # The same by the word of a recipe that has one for small images.
 IMAGES = {"imagenet": IMAGENET, "cifar10": {"source": "tfds", "name": "cifar10"},
-          "digits": {"source": "digits"}}
+          "cifar100": {"source": "tfds", "name": "cifar100"}, "digits": {"source": "digits"}}
 CLIP_FRAMES = 8     # seen of a clip unless the config says another number (Scala on UCF101)
 
 

@@ -27,8 +27,11 @@ def test_the_exits_add_up_with_equal_weights():
     np.testing.assert_allclose(grads["scale"], sum(
         ((p - target) * logits).sum(-1).mean() for p, logits in zip(probabilities, LOGITS)),
         rtol=1e-5)
-    right, count = aux.metrics["top1"]
-    assert (right, count) == ((LOGITS[-1].argmax(-1) == LABELS).sum(), 3)
+    for k, (logits, p) in enumerate(zip(LOGITS, probabilities), 1):
+        assert aux.metrics[f"top1_exit{k}"] == ((logits.argmax(-1) == LABELS).sum(), 3)
+        own = -(target * np.log(p)).sum(-1).mean()
+        np.testing.assert_allclose(aux.metrics[f"loss_exit{k}"], (own, 1.0), rtol=1e-6)
+    assert aux.metrics["top1"] == aux.metrics["top1_exit3"]
 
 
 def test_every_exit_is_scored_and_the_last_one_counts():
