@@ -1,7 +1,8 @@
 """Thresholds against slow obvious searches, and what they must never do."""
 from itertools import product
 
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 import numpy as np
 import pytest
 
@@ -41,7 +42,7 @@ def test_the_official_search_is_the_loop_over_images(n, exits, p, decimals, seed
     np.testing.assert_array_equal(thresholds, np.float32(slow_thresholds(confidence, shares)))
     flops = np.arange(1.0, exits + 1)
     taken = [next(k for k in range(exits) if confidence[k, i] >= thresholds[k]) for i in range(n)]
-    found = budget.apply(confidence, hits, thresholds, flops)
+    found = budget.outcome(confidence, hits, thresholds, flops)
     assert found.cost == pytest.approx(np.mean([flops[k] for k in taken]))
     assert found.accuracy == pytest.approx(np.mean([hits[k, i] for i, k in enumerate(taken)]))
 
@@ -54,10 +55,10 @@ def test_the_solver_finds_the_best_of_all_thresholds(exits, seed):
     flops, budgets = FLOPS[:exits], np.linspace(0.5, FLOPS[exits - 1], 7)
     found = budget.solve(confidence, hits, flops, budgets)
     values = [[*np.unique(confidence[k]), 1e8] for k in range(exits - 1)]
-    every = [budget.apply(confidence, hits, np.float32([*row, -1e8]), flops)
+    every = [budget.outcome(confidence, hits, np.float32([*row, -1e8]), flops)
              for row in product(*values)]
     for row, bound in zip(found, budgets):
-        mine = budget.apply(confidence, hits, row, flops)
+        mine = budget.outcome(confidence, hits, row, flops)
         assert mine.cost <= bound + 1e-9
         assert mine.accuracy == pytest.approx(max(
             each.accuracy for each in every if each.cost <= bound + 1e-9))
@@ -67,12 +68,12 @@ def test_the_solver_finds_the_best_of_all_thresholds(exits, seed):
 def test_the_solver_is_never_below_the_official_rows(exits):
     confidence, hits = noise(400, exits, seed=5)
     flops, rows = np.arange(1.0, exits + 1), budget.official_rows(confidence)
-    outcomes = [budget.apply(confidence, hits, row, flops) for row in rows]
+    outcomes = [budget.outcome(confidence, hits, row, flops) for row in rows]
     picked = range(0, 59, 20) if exits > 3 else range(59)
     found = budget.solve(confidence, hits, flops, [outcomes[i].cost for i in picked], rows[picked])
     gains = []
     for row, i in zip(found, picked):
-        mine = budget.apply(confidence, hits, row, flops)
+        mine = budget.outcome(confidence, hits, row, flops)
         assert mine.cost <= outcomes[i].cost + 1e-9
         gains.append(mine.accuracy - outcomes[i].accuracy)
     assert min(gains) >= 0 and max(gains) > 0

@@ -7,7 +7,7 @@ accuracy over cost. All here is NumPy on two arrays, of E exits and n images,
     confidence  float32 [E, n]    larger is surer; the largest probability, unless another is asked
     hits        bool [E, n]       whether the exit's prediction is right
 
-The jobs of this paper call `official_thresholds` and `solve`; `apply` scores what they found.
+The jobs of this paper call `official_thresholds` and `solve`; `outcome` scores what they found.
 """
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -60,7 +60,7 @@ def exits_taken(confidence: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
     return (confidence >= np.asarray(thresholds)[:, None]).argmax(0)
 
 
-def apply(confidence: np.ndarray, hits: np.ndarray, thresholds: np.ndarray,
+def outcome(confidence: np.ndarray, hits: np.ndarray, thresholds: np.ndarray,
           flops: Sequence[float]) -> Outcome:
     """What these thresholds make of a set; `flops` are the costs up to each exit, in any unit."""
     taken = exits_taken(confidence, thresholds)
