@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from tests.golden import dvt_budgets, dvt_training
 from tests.golden.fill import image
 from tests.golden.reader import Fixture, constructed
 from vit_efficient import zoo
@@ -387,8 +388,22 @@ def mixup_targets(fixture: Fixture) -> None:
                    rtol=1e-6)
 
 
+def train_step(fixture: Fixture) -> None:
+    """Training steps without dropping, see `dvt_training.py`."""
+    config = fixture.config
+    assert config["mode"].startswith("train, every dropout probability set to 0")
+    model = build(config, scan=True)
+    if model.t2t:
+        model = model.clone(performer_drop=0.0)
+    assert not model.drop_path and not model.drop_rate
+    source = config["input"]
+    assert source["fn"] == "image" and source["note"] == "same batch at every step"
+    shown = image(*(source[key] for key in ("batch", "size", "seed")))
+    dvt_training.train_step(fixture, model, weights(fixture, model, config["weights_used"]), shown)
+
+
 CHECKS = {"forward": forward, "intermediates": intermediates, "sinusoid": sinusoid,
           "upsample": upsample, "flops": flops, "init": init, "param_groups": param_groups,
-          "schedule": schedule, "mixup_targets": mixup_targets}
-LATER = {layout: "the DVT issue" for layout in
-         ("budgeted", "budgeted_edge", "train_step")}
+          "schedule": schedule, "mixup_targets": mixup_targets, "train_step": train_step,
+          "budgeted": dvt_budgets.budgeted, "budgeted_edge": dvt_budgets.budgeted_edge}
+LATER = {}
