@@ -33,6 +33,8 @@ def imports(file: str) -> frozenset[str]:
 
 def _at_import(body: list[ast.stmt]):
     for node in body:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            continue
         yield node
         for part in "body", "orelse", "handlers", "finalbody":
             if not isinstance(node, ast.FunctionDef | ast.ClassDef):

@@ -13,6 +13,7 @@ from vit_efficient.data import loader
 from vit_efficient.data.badrecords import substitutes
 from vit_efficient.data.batches import Share
 
+
 def everything(batches, **options):
     """The batches of a run of this process alone; `options` of the loader."""
     places = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])

@@ -11,6 +11,7 @@ from vit_efficient.data.batches import EvaluationBatches, Share, TrainBatches, s
 from vit_efficient.data.sources import Arrays
 from vit_efficient.seams.phases import Length, Phase, Phases, Position, constant
 
+
 def train(phases=PHASES, batch_size=8, share=Share(), seed=3, start=0, source=SOURCE):
     return TrainBatches(source, AUGMENT.train, phases, batch_size, 12, share, seed, start)
 

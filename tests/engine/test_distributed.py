@@ -13,6 +13,7 @@ from tests import runs
 from tests.forks import Forked
 from vit_efficient.engine.distributed import surroundings
 
+
 def start_two(workdirs, config: dict, devices: int = 1) -> list[Forked]:
     port = runs.free_port()
     return [runs.start(workdir, f"--coordinator=127.0.0.1:{port}", "--processes=2",

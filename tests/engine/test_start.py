@@ -18,7 +18,6 @@ from vit_efficient.settings.store import store
 from vit_efficient.weights import files, interop
 from vit_efficient.zoo import create_model
 
-
 plain = partial(runs.small_config, runs.PLAIN)
 
 

@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from tests.data.image_files import BAD, NOISE, encode
 from tests.data.formats import tars
+from tests.data.image_files import BAD, NOISE, encode
 from tests.runs import ROOT
 from vit_efficient.data.formats import archives
 from vit_efficient.data.sources import open_data

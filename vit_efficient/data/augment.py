@@ -78,10 +78,7 @@ def make_augment(*, crop: Literal["random_resized", "resize", "src", "center",
     Raises:
       ValueError: values that do not go together.
     """
-    if padding and crop != "padded":
-        raise ValueError(f"augment.padding = {padding}: only augment.crop = padded reads it, this "
-                         f"is {crop}")
-    _check_values(scale, ratio, std, randaugment, three_augment, color_jitter)
+    _check_values(crop, padding, scale, ratio, std, randaugment, three_augment, color_jitter)
     transforms = {
         "normalize": partial(normalize, mean=tuple(mean), std=tuple(std)),
         "erase": erase and partial(erase_boxes, probability=erase, mode=erase_mode),
@@ -137,9 +134,12 @@ def _ordered(device: tuple[str, ...],
     return {name: transforms[name] for name in device if transforms[name]}
 
 
-def _check_values(scale: tuple[float, float], ratio: tuple[float, float],
+def _check_values(crop: str, padding: int, scale: tuple[float, float], ratio: tuple[float, float],
                   std: tuple[float, float, float], randaugment: float | None, three_augment: bool,
                   color_jitter: float) -> None:
+    if padding and crop != "padded":
+        raise ValueError(f"augment.padding = {padding}: only augment.crop = padded reads it, this "
+                         f"is {crop}")
     for key, (low, high), most in ("scale", scale, 1), ("ratio", ratio, float("inf")):
         if not 0 < low <= high <= most:
             limit = f" and at most {most:g}" if most < float("inf") else ""

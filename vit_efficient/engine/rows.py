@@ -9,7 +9,7 @@ rows, whatever devices and hosts computed them.
 """
 from collections.abc import Callable, Iterator
 import itertools
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 from jax.experimental import multihost_utils
@@ -18,7 +18,9 @@ import numpy as np
 from vit_efficient.data.loader import evaluation_batches
 from vit_efficient.data.sources import Source
 from vit_efficient.engine import sharding
-from vit_efficient.engine.run import Run
+
+if TYPE_CHECKING:
+    from vit_efficient.engine.run import Run
 
 
 class Rows(NamedTuple):
@@ -29,7 +31,7 @@ class Rows(NamedTuple):
     end: int
 
 
-def rows(run: Run, source: Source, program: Callable[[dict], Any], *,
+def rows(run: "Run", source: Source, program: Callable[[dict], Any], *,
          transform: Callable | None = None, seed: int = 0,
          batch_size: int | None = None) -> Iterator[Rows]:
     """A `Rows` for each batch of `source`, fetched while the next batch is computed.

@@ -6,6 +6,7 @@ import pytest
 from tests.data.formats.tars import CLASSES, LABELS, tar
 from vit_efficient.data.formats import archives
 
+
 def train_tar(classes=CLASSES) -> bytes:
     """Images in another order than that of their names; their content is their name."""
     return tar({f"{name}.tar": tar({f"{name}_{i}.JPEG": f"{name}_{i}".encode() for i in (9, 10, 2)})

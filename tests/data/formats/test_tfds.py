@@ -21,6 +21,7 @@ from tensorflow_datasets.core import splits as tfds_splits
 
 from vit_efficient.data.sources import open_data
 
+
 def write(name: str, folder: Path, splits: dict[str, int], file_format="array_record") -> Path:
     """Writes a tiny prepared set with the registered builder's own features and file names; the red
     of an image is 10 times its number, the label its number."""

@@ -9,6 +9,7 @@ from tests.data.photos import HEIGHT, WIDTH, photo
 from vit_efficient.data.host import crops as host
 from vit_efficient.data.host import images, jpeg, resize
 
+
 def encoded(image=None, **options):
     file = io.BytesIO()
     (image or photo()).save(file, "JPEG", **{"quality": 85, **options})
