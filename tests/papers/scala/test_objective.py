@@ -246,9 +246,9 @@ def test_a_distilled_model_lacks_a_teacher_only_for_training():
 
 def scored(predictions, model) -> list[str]:
     """Names of the predictions, in their order; nothing is computed."""
-    names = []
-    jax.eval_shape(lambda params: names.extend(predictions(
-        Forward(model, Phase(), {}), params, {"collections": {}}, batch()["image"])), weights(model))
+    names, forward = [], Forward(model, Phase(), {})
+    jax.eval_shape(lambda params: names.extend(
+        predictions(forward, params, {"collections": {}}, batch()["image"])), weights(model))
     return names
 
 
