@@ -18,8 +18,7 @@ import textwrap
 import traceback
 from typing import Any, NamedTuple
 
-from absl import flags as absl_flags
-from absl import logging as absl_logging
+from absl import flags as absl_flags, logging as absl_logging
 from ml_collections import ConfigDict
 
 from vit_efficient import registry

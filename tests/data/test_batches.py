@@ -1,7 +1,6 @@
 """Batches against slow loops over order and host transforms, on one process and on several."""
 import jax
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import NamedSharding, PartitionSpec as P
 import numpy as np
 import pytest
 

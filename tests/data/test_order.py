@@ -1,6 +1,5 @@
 """The order is a permutation, looks random, never changes, and does not depend on who asks."""
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 import numpy as np
 import pytest
 

@@ -1,7 +1,6 @@
 import json
 
-from hypothesis import assume, given
-from hypothesis import strategies as st
+from hypothesis import assume, given, strategies as st
 import hypothesis.extra.numpy as arrays
 import jax
 import jax.numpy as jnp

@@ -1,6 +1,5 @@
 """The progress line: its clock, and the time that is left."""
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 import numpy as np
 import pytest
 

@@ -1,6 +1,5 @@
 """The rule that places arrays: what is split, how evenly, and what is refused."""
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -8,9 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from vit_efficient.engine import optim, sharding
-from vit_efficient.engine import state as states
-from vit_efficient.engine import step as steps
+from vit_efficient.engine import optim, sharding, state as states, step as steps
 from vit_efficient.seams import objective as objectives
 from vit_efficient.seams.phases import Length, Phase
 from vit_efficient.seams.sparsity import Sparsity, dense

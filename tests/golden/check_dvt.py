@@ -7,8 +7,7 @@ import math
 import re
 from statistics import NormalDist
 
-from flax import linen as nn
-from flax import traverse_util
+from flax import linen as nn, traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np

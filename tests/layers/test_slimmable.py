@@ -3,8 +3,7 @@ legal width; batch statistics; both trained by Scala's objective. (Scala's own: 
 from functools import partial
 import re
 
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,6 +1,5 @@
 """Supervised loss, labels and hits, against slow obvious forms."""
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 import jax.numpy as jnp
 import numpy as np
 

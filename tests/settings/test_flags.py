@@ -1,6 +1,5 @@
 """How a command line is split into flags."""
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from vit_efficient.main import FLAGS
 from vit_efficient.settings.flags import split

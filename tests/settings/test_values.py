@@ -4,8 +4,7 @@ import json
 import math
 from typing import Annotated, Any, Literal
 
-from hypothesis import example, given
-from hypothesis import strategies as st
+from hypothesis import example, given, strategies as st
 import pytest
 
 from vit_efficient.settings.values import (

@@ -2,8 +2,7 @@
 from inspect import signature
 from typing import Literal
 
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 import pytest
 
 from tests.settings.toys import problems

@@ -1,7 +1,6 @@
 """The one rule between our paths and the official names; every model's names stand in the golden
 files and in test_interop.py."""
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 import numpy as np
 import pytest
 

@@ -16,8 +16,7 @@ from vit_efficient.data.device.erasing import erase as erase_boxes
 from vit_efficient.data.device.mixing import mix
 from vit_efficient.data.device.normalize import normalize
 from vit_efficient.data.host import crops as host
-from vit_efficient.data.host.color import color_jitter as jitter
-from vit_efficient.data.host.color import three_augment as one_of_three
+from vit_efficient.data.host.color import color_jitter as jitter, three_augment as one_of_three
 from vit_efficient.data.host.randaugment import rand_augment
 from vit_efficient.settings.values import Count, Fraction, NonNegative, Range, Whole
 

@@ -17,8 +17,7 @@ from vit_efficient import registry
 from vit_efficient.data.augment import make_augment
 from vit_efficient.data.sources import Data, open_data
 from vit_efficient.data.stored import Stored
-from vit_efficient.engine import optim, sharding
-from vit_efficient.engine import state as states
+from vit_efficient.engine import optim, sharding, state as states
 from vit_efficient.engine.checkpoint import read_weights
 from vit_efficient.engine.pretrained import given_weights
 from vit_efficient.engine.run import Run, options

@@ -9,8 +9,7 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from vit_efficient.engine import sharding
-from vit_efficient.engine import state as states
+from vit_efficient.engine import sharding, state as states
 from vit_efficient.engine.checkpoint import Checkpoints, read_weights, stored_shapes
 from vit_efficient.settings.store import load_stored
 from vit_efficient.weights import files, interop

@@ -20,9 +20,7 @@ from vit_efficient.data.frames import image_shape
 from vit_efficient.data.loader import Batches, train_batches
 from vit_efficient.data.sources import Data
 from vit_efficient.data.stored import Stored
-from vit_efficient.engine import manifest, optim, sharding
-from vit_efficient.engine import state as states
-from vit_efficient.engine import step as steps
+from vit_efficient.engine import manifest, optim, sharding, state as states, step as steps
 from vit_efficient.engine.scores import make_scoring
 from vit_efficient.seams.objective import OWN, Forward, Objective
 from vit_efficient.seams.phases import Length, Phase, Phases

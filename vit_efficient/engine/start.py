@@ -10,8 +10,7 @@ from flax import linen as nn
 import jax
 from ml_collections import ConfigDict
 
-from vit_efficient.engine import pretrained
-from vit_efficient.engine import state as states
+from vit_efficient.engine import pretrained, state as states
 from vit_efficient.engine.checkpoint import Checkpoints, read_weights
 from vit_efficient.engine.run import Run
 from vit_efficient.seams.objective import of_model

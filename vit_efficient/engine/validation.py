@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_efficient.data.loader import evaluation_batches
-from vit_efficient.engine import sharding
-from vit_efficient.engine import state as states
+from vit_efficient.engine import sharding, state as states
 from vit_efficient.engine.run import Run
 from vit_efficient.seams.phases import Phase
 from vit_efficient.settings.values import Count, Positive

@@ -13,8 +13,7 @@ from typing import Literal
 import jax
 from ml_collections import ConfigDict
 
-from vit_efficient.engine import machine
-from vit_efficient.engine import start as starts
+from vit_efficient.engine import machine, start as starts
 from vit_efficient.engine.assemble import assemble
 from vit_efficient.engine.validation import Validation, table
 

@@ -19,9 +19,7 @@ import numpy as np
 from vit_efficient import disk
 from vit_efficient.data.sources import Chosen
 from vit_efficient.data.stored import ABOUT, ARRAY, FORMAT, Kind, describe, sampled
-from vit_efficient.engine import machine
-from vit_efficient.engine import start as starts
-from vit_efficient.engine import state as states
+from vit_efficient.engine import machine, start as starts, state as states
 from vit_efficient.engine.assemble import assemble
 from vit_efficient.engine.manifest import checksum, manifest
 from vit_efficient.engine.rows import rows

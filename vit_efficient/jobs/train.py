@@ -15,9 +15,7 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from vit_efficient.engine import distributed, machine, metrics
-from vit_efficient.engine import start as starts
-from vit_efficient.engine import state as states
+from vit_efficient.engine import distributed, machine, metrics, start as starts, state as states
 from vit_efficient.engine.assemble import assemble
 from vit_efficient.engine.checkpoint import Checkpoints
 from vit_efficient.engine.curves import draw_curves

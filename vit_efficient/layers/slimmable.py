@@ -9,8 +9,7 @@ from functools import partial
 import math
 from typing import Any, ClassVar
 
-from flax import linen as nn
-from flax import traverse_util
+from flax import linen as nn, traverse_util
 import jax
 import numpy as np
 

@@ -23,8 +23,7 @@ from vit_efficient import disk
 from vit_efficient.data.batches import TrainBatches, share_of
 from vit_efficient.data.host import jpeg
 from vit_efficient.data.host.crops import crop_box
-from vit_efficient.engine import machine, sharding
-from vit_efficient.engine import state as states
+from vit_efficient.engine import machine, sharding, state as states
 from vit_efficient.engine.run import Run
 from vit_efficient.measure.chips import PEAKS
 from vit_efficient.measure.timm import Timm, compare

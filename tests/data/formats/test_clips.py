@@ -1,12 +1,10 @@
 """Clips against slow loops over their frames: which are seen, and that one draw moves all."""
 import copy
 
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import NamedSharding, PartitionSpec as P
 import numpy as np
 from PIL import Image
 import pytest

@@ -3,8 +3,7 @@ import json
 import pickle
 
 from array_record.python.array_record_module import ArrayRecordWriter
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 import numpy as np
 from PIL import Image
 import pytest

@@ -16,8 +16,7 @@ from tests.runs import ROOT
 tfds = pytest.importorskip("tensorflow_datasets")
 
 from array_record.python.array_record_module import ArrayRecordWriter
-from tensorflow_datasets.core import example_serializer, naming
-from tensorflow_datasets.core import splits as tfds_splits
+from tensorflow_datasets.core import example_serializer, naming, splits as tfds_splits
 
 from vit_efficient.data.sources import open_data
 

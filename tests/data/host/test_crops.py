@@ -6,8 +6,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from vit_efficient.data.host import crops as host
-from vit_efficient.data.host import resize
+from vit_efficient.data.host import crops as host, resize
 
 RECIPE = dict(crop="random_resized", scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), flip=0.5,
               interpolation="bicubic", eval_crop=0.875)

@@ -1,6 +1,5 @@
 """What the bytes of an image file become: each odd kind of file has one outcome."""
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 import numpy as np
 from PIL import Image
 import pytest

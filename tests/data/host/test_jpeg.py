@@ -6,8 +6,7 @@ from PIL import Image
 import pytest
 
 from tests.data.photos import HEIGHT, WIDTH, photo
-from vit_efficient.data.host import crops as host
-from vit_efficient.data.host import images, jpeg, resize
+from vit_efficient.data.host import crops as host, images, jpeg, resize
 
 
 def encoded(image=None, **options):

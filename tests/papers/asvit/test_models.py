@@ -1,8 +1,7 @@
 """As-ViT's model: windows, merging, tokenizations, sizes, options, counts."""
 from functools import cache, partial
 
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,8 +1,7 @@
 """Which tokenization a step has; 300 epochs stand in the golden schedule."""
 from types import SimpleNamespace
 
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 import pytest
 
 from vit_efficient.papers.asvit.models import asvit

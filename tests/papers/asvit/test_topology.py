@@ -1,6 +1,5 @@
 """As-ViT's strings: what they say, and what is refused."""
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 import pytest
 
 from vit_efficient.papers.asvit.topology import Topology, check_grid, parse

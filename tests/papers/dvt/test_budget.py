@@ -1,8 +1,7 @@
 """Thresholds against slow obvious searches, and what they must never do."""
 from itertools import product
 
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 import numpy as np
 import pytest
 

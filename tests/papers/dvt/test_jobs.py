@@ -9,9 +9,7 @@ import pytest
 
 import vit_efficient
 from vit_efficient import registry
-from vit_efficient.engine import pretrained
-from vit_efficient.engine import start as starts
-from vit_efficient.engine import state as states
+from vit_efficient.engine import pretrained, start as starts, state as states
 from vit_efficient.engine.assemble import assemble
 from vit_efficient.jobs.train import train
 from vit_efficient.papers.dvt import budget, calibration

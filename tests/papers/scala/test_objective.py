@@ -2,8 +2,7 @@
 from collections import Counter
 from functools import partial
 
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -17,9 +17,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from vit_efficient import registry
-from vit_efficient.engine import machine, pretrained
-from vit_efficient.engine import start as starts
-from vit_efficient.engine import state as states
+from vit_efficient.engine import machine, pretrained, start as starts, state as states
 from vit_efficient.engine.assemble import assemble
 from vit_efficient.engine.exports import write_export
 from vit_efficient.engine.overview import parameters

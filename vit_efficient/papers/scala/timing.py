@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_efficient.engine import sharding
-from vit_efficient.engine import state as states
+from vit_efficient.engine import sharding, state as states
 from vit_efficient.engine.run import Run
 from vit_efficient.engine.teacher import teacher_signal
 from vit_efficient.measure.turns import busy_clock, in_turns
