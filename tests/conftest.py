@@ -35,6 +35,8 @@ def pytest_xdist_auto_num_workers(config) -> int:
 
 
 def pytest_collection_modifyitems(items):
-    """Files with slow tests first: the time of all is bound by what begins last."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    """Files with slow tests and golden numbers first: the time of all is bound by what begins
+    last."""
+    slow = {item.path for item in items
+            if item.get_closest_marker("slow") or item.path.parent.name == "golden"}
     items.sort(key=lambda item: item.path not in slow)

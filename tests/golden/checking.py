@@ -1,7 +1,8 @@
 """Every number of every fixture: computed by the authors' code, by ours, and compared.
 
 `check_<paper>.py` holds CHECKS, layout -> function of a fixture, and LATER, layout -> what it waits
-for. A check compares every expected array and reads every number of the JSON.
+for. A check compares every expected array and reads every number of the JSON. `test_<paper>.py`
+takes `test_file` from here, so that each paper's files can be checked by a process of their own.
 """
 import importlib
 

@@ -1,0 +1,2 @@
+"""The fixtures of `tests/golden/svite/`, see checking.py."""
+from tests.golden.checking import test_file as test_file
