@@ -44,8 +44,10 @@ def test_keys_belong_to_sources(keys, message):
 
 
 def test_words_of_a_recipe():
-    assert named_images(tfds="cifar10", imagefolder=None) == {"source": "tfds", "name": "cifar10"}
-    assert named_images(arrayrecord="/x") == {"source": "arrayrecord", "path": "/x"}
-    assert named_images(tfds=None) == {}
+    usual = {"source": "digits"}
+    assert named_images({"tfds": "cifar10"}, usual) == {"source": "tfds", "name": "cifar10"}
+    assert named_images({"arrayrecord": "/x"}, usual) == {"source": "arrayrecord", "path": "/x"}
+    assert named_images({"clips": "/x"}, usual) == {"source": "clips", "path": "/x", "frames": 8}
+    assert named_images({}, usual) == usual is not named_images({}, usual)
     with pytest.raises(ValueError, match="tfds= and imagefolder=: one source of images"):
-        named_images(tfds="cifar10", imagefolder="/x")
+        named_images({"tfds": "cifar10", "imagefolder": "/x"}, usual)

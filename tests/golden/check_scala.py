@@ -20,7 +20,7 @@ from vit_efficient.layers.position import resize_bicubic
 from vit_efficient.papers.scala import objective
 from vit_efficient.papers.scala.models import Scala
 from vit_efficient.papers.scala.phases import FULL, full_net_first
-from vit_efficient.papers.scala.widths import drawn, narrower_gradients
+from vit_efficient.papers.scala.widths import after, drawn
 from vit_efficient.seams.objective import Forward
 from vit_efficient.seams.phases import Length, Phase
 from vit_efficient.weights import interop
@@ -238,21 +238,17 @@ def step(model: Scala, widths: tuple[float, ...], switches: dict) -> Callable:
         fixed = {"collections": {}, "step": 0, "teacher": {"params": signal, "collections": {}}}
         totals, key = [], jax.random.key(0)
 
-        def recorded(*args, **kwargs):
-            for name, loss, more, total in narrower_gradients(*args, **kwargs):
-                totals.append(total)
-                yield name, loss, more, total
-
-        def from_full(learn, ratios, keys, params, fixed, images, teaching, total, **kwargs):
+        def recorded(total: dict, images: jax.Array) -> jax.Array:
             totals.append(total)
-            return recorded(learn, ratios, keys, params, fixed, images, teaching, total, **kwargs)
+            return after(total, images)
 
+        # A net begins after the sum of those before it.
         with (mock.patch("vit_efficient.papers.scala.widths.draw", lambda key, count: forced),
-              mock.patch("vit_efficient.papers.scala.objective.narrower_gradients", from_full)):
+              mock.patch("vit_efficient.papers.scala.widths.after", recorded)):
             (loss, aux), grads = made.gradients(
                 params, fixed, {"image": images, "label": label}, key)
         # What the optimizer sees is the objective's own sum.
-        return loss, aux.metrics, [*totals[:-1], grads]
+        return loss, aux.metrics, [*totals, grads]
     return run
 
 
