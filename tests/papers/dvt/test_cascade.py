@@ -1,4 +1,6 @@
 """The cascade against its own stages run for everybody, and against the whole model."""
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
@@ -9,6 +11,10 @@ from vit_efficient.zoo import create_model
 OPTIONS = dict(num_classes=5, image_size=32, width=32, depth=1, num_heads=2, scan=True,
                splits=((16, 16, 0), (8, 8, 0), (4, 4, 0)))
 NEVER, ALWAYS = 1e8, -1e8
+# Up to JAX 0.7 the last bits of a product depend on an image's place in the batch, on a CPU.
+PLACES = jax.__version_info__ < (0, 10)
+same = partial(np.testing.assert_allclose, rtol=0, atol=2e-6) if PLACES else (
+    np.testing.assert_array_equal)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +57,7 @@ def agrees(cascade: Cascade, shown: np.ndarray) -> np.ndarray:
     expected = (sure >= cascade.thresholds[:, None]).argmax(0)
     for answer in found:
         assert answer.exit == expected[answer.id]
-        np.testing.assert_array_equal(answer.logits, logits[answer.exit, answer.id])
+        same(answer.logits, logits[answer.exit, answer.id])
     return expected
 
 
@@ -101,7 +107,7 @@ def test_eight_devices_answer_as_one(model, variables):
     shown = dict((answer.id, answer) for answer in cascade(enumerate(images(61))))
     for answer in alone(enumerate(images(61))):
         assert answer.exit == shown[answer.id].exit
-        np.testing.assert_array_equal(answer.logits, shown[answer.id].logits)
+        same(answer.logits, shown[answer.id].logits)
 
 
 def test_the_whole_model_says_the_same(model, variables):
@@ -120,7 +126,7 @@ def test_one_image_runs_no_stage_more_than_it_needs(model, variables):
     for k, answer in enumerate(sorted(cascade(enumerate(shown)))):
         exit, logits = cascade.answer(shown[k])
         assert exit == answer.exit
-        np.testing.assert_array_equal(logits, answer.logits)
+        same(logits, answer.logits)
     calls = []
     stages = cascade.stages
     cascade.stages = [lambda *given, k=k: calls.append(k) or stages[k](*given) for k in range(3)]
