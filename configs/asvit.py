@@ -1,7 +1,7 @@
 """As-ViT on ImageNet-1k, 300 epochs with progressive tokenization (ICLR 2022).
 
 Expected top-1 at 224: small 81.2, base 82.5, large 83.5 (the authors' numbers). On digits, in two
-minutes: at least 98. CIFAR-10 at 64 pixels, 24 epochs of a tiny model, seeds 0 and 1: `off` 73.3
+minutes: about 98. CIFAR-10 at 64 pixels, 24 epochs of a tiny model, seeds 0 and 1: `off` 73.3
 and 75.4, `p37` 74.0 and 73.4 in three quarters of the time.
 
     python -m vit_efficient.main --config=configs/asvit.py --workdir=DIR
