@@ -1,8 +1,8 @@
 """DVT (NeurIPS 2021): a cascade of transformers with 7x7, 10x10 and 14x14 tokens, an exit each.
 
 Expected top-1 at the three exits (the authors' numbers): T2T-ViT-12 69.0, 75.7, 80.0; with
-thresholds T2T-ViT-14 82.4 at 4.0 G multiply-adds, DeiT-small 81.7 at 4.63 G. On digits, in minutes
-of a CPU: what vit_efficient/papers/dvt/README.md says.
+thresholds T2T-ViT-14 82.4 at 4.0 G multiply-adds, DeiT-small 81.7 at 4.63 G. On digits: not
+measured yet.
 
     python -m vit_efficient.main --config=configs/dvt.py:imagefolder=PATH --workdir=DIR
     python -m vit_efficient.main --config=configs/dvt.py:t2t_14,imagefolder=PATH --workdir=DIR

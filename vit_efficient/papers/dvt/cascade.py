@@ -1,4 +1,4 @@
-"""An early exit that saves time: a cascade whose later stages run for those that stay, in full
+"""An early exit under jit: a cascade whose later stages run for those that stay alone, in full
 batches (DVT, arXiv 2105.15075, section 3.3; how it runs is ours, the authors published none of it).
 
     cascade = Cascade(model, variables, thresholds=(0.9, 0.7, -1e8), batch_size=64,
